@@ -1,0 +1,162 @@
+//! Map names and value layouts: the contract between a loaded program and whoever opens its pins.
+//!
+//! Any change of a layout, of a meaning or of a map's kind must raise [`ABI_VERSION`]: pins outlive
+//! the binary that made them, and a newer binary must recognise an older one's.
+
+use bytemuck::{Pod, Zeroable};
+
+/// Version of every layout in this module, stored in [`Config::abi`].
+///
+/// Zero is never a version: a zeroed `CONFIG` means "not filled yet" and steers nothing.
+pub const ABI_VERSION: u32 = 1;
+
+/// Name of the one-entry array that holds [`Config`].
+pub const CONFIG: &str = "CONFIG";
+/// Name of the array of [`Row`]s: two halves of equal size, the active [`View`] says which is live.
+pub const TABLE: &str = "TABLE";
+/// Name of the `REUSEPORT_SOCKARRAY`: slot to socket, 8-byte values so that cookies can be read back.
+pub const SOCKETS: &str = "SOCKETS";
+/// Name of the mmapable array of [`Load`], one per slot.
+pub const LOAD: &str = "LOAD";
+/// Name of the per-CPU array of `u64` counters; [`crate::stats`] gives the indices.
+pub const COUNTERS: &str = "COUNTERS";
+
+/// Name of the program for kernels without request migration (before 5.14).
+pub const PROGRAM_SELECT: &str = "select";
+/// Name of the program that also chooses where a closing listener's connections go (5.14+).
+pub const PROGRAM_SELECT_OR_MIGRATE: &str = "select_or_migrate";
+
+/// "No slot" in a [`Row`].
+pub const NO_SLOT: u32 = u32::MAX;
+
+/// What a row of the table means.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[repr(u32)]
+pub enum Policy {
+    /// The CPU that runs the protocol softirq (after RPS/RFS).
+    Cpu = 1,
+    /// The connection's 4-tuple hash, as the kernel computed it.
+    Hash = 2,
+    /// A random number per selection.
+    Random = 3,
+    /// Each CPU walks the table by itself, one row per selection.
+    RoundRobin = 4,
+}
+
+impl Policy {
+    /// The policy a stored number stands for, if it is one.
+    pub const fn from_u32(value: u32) -> Option<Self> {
+        match value {
+            1 => Some(Self::Cpu),
+            2 => Some(Self::Hash),
+            3 => Some(Self::Random),
+            4 => Some(Self::RoundRobin),
+            _ => None,
+        }
+    }
+}
+
+/// How to read the table: written whole into the idle half of [`Config`], then made active.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct View {
+    /// A [`Policy`].
+    pub policy: u32,
+    /// Index of this view's first entry in `TABLE`.
+    pub base: u32,
+    /// Number of rows: CPUs for [`Policy::Cpu`], table positions for the others.
+    pub rows: u32,
+    /// Entries per row, at least 1; several workers on one CPU share its row by lanes.
+    pub lanes: u32,
+}
+
+/// Which group the pins belong to: everything that makes two reuseport groups distinct.
+///
+/// Mirrors the kernel's own rule for membership (`inet_reuseport_add_sock`), plus the network
+/// namespace and the protocol.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord, Pod, Zeroable)]
+#[repr(C)]
+pub struct RawGroupKey {
+    /// `SO_NETNS_COOKIE`, or the namespace's inode where the kernel has no cookie (before 5.14).
+    pub netns: u64,
+    /// Address in network byte order; IPv4 in the first four bytes.
+    pub address: [u8; 16],
+    /// Owner of the sockets (`sk_uid`).
+    pub uid: u32,
+    /// Bound device's index, 0 for none.
+    pub device: u32,
+    /// Port in host byte order.
+    pub port: u16,
+    /// 4 or 6.
+    pub family: u8,
+    /// `IPPROTO_TCP` or `IPPROTO_UDP`.
+    pub protocol: u8,
+    /// 1 for an IPv6 group that takes IPv6 only.
+    pub v6only: u8,
+    /// Always zero.
+    pub padding: [u8; 3],
+}
+
+/// The one value of `CONFIG`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Config {
+    /// [`ABI_VERSION`]; anything else steers nothing.
+    pub abi: u32,
+    /// Which of `views` is live: 0 or 1. One store switches the whole plan.
+    pub active: u32,
+    /// Counts the plans that were made active, from 1.
+    pub generation: u32,
+    /// Slots of `SOCKETS`, `LOAD` and `COUNTERS`.
+    pub slots: u32,
+    /// Seconds since the epoch when the program was attached.
+    pub attached_at: u64,
+    /// The group that this program was attached to.
+    pub group: RawGroupKey,
+    /// The live view and the one being prepared.
+    pub views: [View; 2],
+}
+
+impl Config {
+    /// The view that the program reads now.
+    pub fn live(&self) -> View {
+        self.views[(self.active & 1) as usize]
+    }
+}
+
+/// One entry of `TABLE`: where a connection goes, and where it goes instead.
+///
+/// Eight bytes, written and read as one word: a reader never sees half of an update.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct Row {
+    /// First choice of slot, or [`NO_SLOT`].
+    pub first: u32,
+    /// Second choice of slot, or [`NO_SLOT`].
+    pub second: u32,
+}
+
+impl Row {
+    /// A row that points nowhere: the kernel's hash decides.
+    pub const EMPTY: Self = Self { first: NO_SLOT, second: NO_SLOT };
+}
+
+/// How loaded a slot is, written by whoever knows with a plain store.
+///
+/// Eight bytes, as [`Row`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C, align(8))]
+pub struct Load {
+    /// Connections waiting or in service; the writer chooses, `limit` is in the same unit.
+    pub pending: u32,
+    /// Above this the row's second choice is taken; 0 means "no limit".
+    pub limit: u32,
+}
+
+impl Load {
+    /// Whether the slot has more than it should.
+    #[inline(always)]
+    pub const fn is_over(self) -> bool {
+        self.limit != 0 && self.pending > self.limit
+    }
+}

@@ -1,0 +1,102 @@
+//! `group`: a BPF iterator over the TCP listeners of one port, one record each.
+//!
+//! The kernel has no getter for the program attached to a reuseport group; this is the only exact
+//! way to learn who is in a group and whose program it runs. Rust BPF has no CO-RE, so every offset
+//! is a global that the loader fills from the running kernel's BTF.
+#![no_std]
+#![no_main]
+
+use core::mem::MaybeUninit;
+
+use aya_ebpf::{
+    Global,
+    cty::c_void,
+    helpers::generated::{bpf_probe_read_kernel, bpf_seq_write},
+};
+use reuseport_common::members::{Member, Offsets};
+
+/// Where things are in this kernel's structs.
+#[unsafe(no_mangle)]
+static OFFSETS: Global<Offsets> = Global::new(Offsets::ZERO);
+
+/// Port in host byte order.
+#[unsafe(no_mangle)]
+static PORT: Global<u16> = Global::new(0);
+
+const TCP_LISTEN: u8 = 10;
+
+/// What the kernel passes: `struct bpf_iter__tcp`, pointers in 8-byte seats.
+#[repr(C)]
+struct IterContext {
+    meta: *const IterMeta,
+    socket: *const c_void,
+}
+
+/// The head of `struct bpf_iter_meta`.
+#[repr(C)]
+struct IterMeta {
+    seq: *mut c_void,
+}
+
+/// Writes one [`Member`] per listener on the port.
+#[unsafe(no_mangle)]
+#[unsafe(link_section = "iter/tcp")]
+extern "C" fn members(ctx: *const IterContext) -> u32 {
+    // SAFETY: the verifier types both members of the context.
+    let (meta, socket) = unsafe { ((*ctx).meta, (*ctx).socket) };
+    if socket.is_null() {
+        return 0;
+    }
+    let at = OFFSETS.load();
+    let socket = socket as u64;
+    if read::<u8>(socket, at.state) != TCP_LISTEN || read::<u16>(socket, at.port) != PORT.load() {
+        return 0;
+    }
+    let group: u64 = read(socket, at.group);
+    let mut member = Member { cookie: read(socket, at.cookie), ..Member::ZERO };
+    if group != 0 {
+        member.reuseport = 1;
+        member.group = read(group, at.group_id);
+        member.members = read(group, at.members);
+        let program: u64 = read(group, at.program);
+        if program != 0 {
+            member.attached = 1;
+            member.program = read(read(program, at.program_aux), at.program_id);
+        }
+    }
+    // SAFETY: the seq file is the context's own, the record is whole and on the stack.
+    unsafe {
+        bpf_seq_write(
+            (*meta).seq.cast(),
+            (&raw mut member).cast(),
+            size_of::<Member>() as u32,
+        );
+    }
+    0
+}
+
+/// Reads a kernel value; zeroes where the address is not mapped.
+#[inline(always)]
+fn read<T: Copy>(base: u64, offset: u32) -> T {
+    let mut value = MaybeUninit::<T>::zeroed();
+    // SAFETY: the helper checks the address and fills the whole value; only plain numbers are read.
+    unsafe {
+        bpf_probe_read_kernel(
+            value.as_mut_ptr().cast(),
+            size_of::<T>() as u32,
+            (base + u64::from(offset)) as *const c_void,
+        );
+        value.assume_init()
+    }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// SAFETY: a section of its own, read by the loader. `bpf_probe_read_kernel` asks for the GPL.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

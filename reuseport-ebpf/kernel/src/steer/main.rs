@@ -1,0 +1,132 @@
+//! `steer`: picks the listener of a new connection. Two programs over the same maps.
+//!
+//! Whatever happens the program passes: any other verdict would refuse the connection.
+#![no_std]
+#![no_main]
+
+mod maps;
+
+use aya_ebpf::{
+    bindings::sk_action::SK_PASS,
+    helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id},
+    macros::sk_reuseport,
+    programs::SkReuseportContext,
+};
+use aya_log_ebpf::warn;
+use maps::{CONFIG, COUNTERS, LOAD, SOCKETS, TABLE};
+use reuseport_common::{
+    abi::{Load, Row},
+    decide::{Kernel, Outcome, Run, decide},
+    stats::{CURSOR, Miss},
+};
+
+/// For kernels without request migration.
+#[sk_reuseport]
+pub fn select(ctx: SkReuseportContext) -> u32 {
+    steer(&ctx, Run::Packet)
+}
+
+/// Also runs when a listener closes. Reading `migrating_sk` is what a kernel without migration
+/// refuses to verify: loading this program is the probe.
+#[sk_reuseport(migrate)]
+pub fn select_or_migrate(ctx: SkReuseportContext) -> u32 {
+    let run = if ctx.migrating_sk().is_some() { Run::Migration } else { Run::Packet };
+    steer(&ctx, run)
+}
+
+#[inline(always)]
+fn steer(ctx: &SkReuseportContext, run: Run) -> u32 {
+    let outcome = match CONFIG.get(0) {
+        Some(config) => decide(&Bpf { ctx }, config, run),
+        None => Outcome::Missed(Miss::NoConfig),
+    };
+    match outcome {
+        Outcome::Selected { slot, hit } => count(hit.index(slot)),
+        Outcome::Missed(miss) => {
+            count(miss.index());
+            // The level is a constant once loaded: below it the verifier removes the whole call.
+            warn!(ctx, "miss {} on cpu {} hash {:x}", miss as u32, cpu(), ctx.hash());
+        }
+    }
+    SK_PASS
+}
+
+/// The kernel behind [`decide`]: inlined map reads and one helper.
+struct Bpf<'a> {
+    ctx: &'a SkReuseportContext,
+}
+
+impl Kernel for Bpf<'_> {
+    #[inline(always)]
+    fn cpu(&self) -> u32 {
+        cpu()
+    }
+
+    #[inline(always)]
+    fn hash(&self) -> u32 {
+        self.ctx.hash()
+    }
+
+    #[inline(always)]
+    fn random(&self) -> u32 {
+        // SAFETY: no arguments, no preconditions.
+        unsafe { bpf_get_prandom_u32() }
+    }
+
+    #[inline(always)]
+    fn turn(&self) -> u32 {
+        let Some(cursor) = COUNTERS.get_ptr_mut(CURSOR) else { return 0 };
+        // SAFETY: a per-CPU value that only this CPU's softirq writes.
+        unsafe {
+            let turn = *cursor as u32;
+            *cursor = u64::from(turn.wrapping_add(1));
+            turn
+        }
+    }
+
+    #[inline(always)]
+    fn row(&self, index: u32) -> Option<Row> {
+        let entry = TABLE.get_ptr(index)?;
+        // SAFETY: a live map value, 8-byte aligned; one volatile word so that no update is seen half.
+        let word = unsafe { entry.cast::<u64>().read_volatile() };
+        Some(Row { first: word as u32, second: (word >> 32) as u32 })
+    }
+
+    #[inline(always)]
+    fn load(&self, slot: u32) -> Option<Load> {
+        let entry = LOAD.get_ptr(slot)?;
+        // SAFETY: as in `row`.
+        let word = unsafe { entry.cast::<u64>().read_volatile() };
+        Some(Load { pending: word as u32, limit: (word >> 32) as u32 })
+    }
+
+    #[inline(always)]
+    fn select(&self, slot: u32) -> bool {
+        SOCKETS.select(self.ctx, slot)
+    }
+}
+
+#[inline(always)]
+fn cpu() -> u32 {
+    // SAFETY: no arguments, no preconditions.
+    unsafe { bpf_get_smp_processor_id() as u32 }
+}
+
+#[inline(always)]
+fn count(index: u32) {
+    if let Some(counter) = COUNTERS.get_ptr_mut(index) {
+        // SAFETY: a per-CPU value; a run that interrupts this one may cost a count, nothing else.
+        unsafe { *counter = (*counter).wrapping_add(1) }
+    }
+}
+
+#[cfg(not(test))]
+#[panic_handler]
+fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
+    loop {}
+}
+
+// SAFETY: a section of its own, read by the loader.
+#[unsafe(link_section = "license")]
+#[unsafe(no_mangle)]
+static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

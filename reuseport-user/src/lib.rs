@@ -1,0 +1,23 @@
+//! Steer `SO_REUSEPORT` listeners by the CPU that received the packet.
+//!
+//! Data flows one way, and each arrow is one function whose result can be printed:
+//!
+//! ```text
+//! Target -> discover -> Group{listeners} --+
+//! /sys   -> Topology ----------------------+-> plan -> Plan -> steer: load, fill, attach, pin
+//! ```
+//!
+//! [`steer`] is where the stages meet; [`sys`] is the only module with `unsafe` code and raw
+//! system calls.
+
+pub mod bpf;
+#[cfg(feature = "cli")]
+pub mod cli;
+#[cfg(feature = "cli")]
+pub mod demo;
+pub mod discover;
+pub mod model;
+pub mod plan;
+pub mod steer;
+pub mod sys;
+pub mod topology;

@@ -1,0 +1,3 @@
+//! The `reuseport-steer` command.
+
+fn main() {}
