@@ -1,4 +1,4 @@
-//! What the `iter/tcp` program `members` is told and what it answers.
+//! What the `iter/tcp` program `list_members` is told and what it answers.
 
 use bytemuck::{Pod, Zeroable};
 

@@ -19,7 +19,7 @@ static GROUP_ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!("../objects/grou
 /// 5.10 for `select` (as tested), 5.14 for `select_or_migrate`. Needs `CAP_BPF`.
 pub static STEER: &[u8] = &STEER_ALIGNED.0;
 
-/// The `iter/tcp` program `members`: who is in a reuseport group, and which program is attached.
+/// The `iter/tcp` program `list_members`: who is in a reuseport group, and which program is attached.
 ///
 /// # Minimum kernel version
 ///

@@ -6,6 +6,10 @@
 #![no_std]
 #![no_main]
 
+// Included, not depended upon, as in `steer`.
+#[path = "../../../../reuseport-common/src/members.rs"]
+mod members;
+
 use core::mem::MaybeUninit;
 
 use aya_ebpf::{
@@ -13,7 +17,7 @@ use aya_ebpf::{
     cty::c_void,
     helpers::generated::{bpf_probe_read_kernel, bpf_seq_write},
 };
-use reuseport_common::members::{Member, Offsets};
+use members::{Member, Offsets};
 
 /// Where things are in this kernel's structs.
 #[unsafe(no_mangle)]
@@ -41,7 +45,7 @@ struct IterMeta {
 /// Writes one [`Member`] per listener on the port.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "iter/tcp")]
-extern "C" fn members(ctx: *const IterContext) -> u32 {
+extern "C" fn list_members(ctx: *const IterContext) -> u32 {
     // SAFETY: the verifier types both members of the context.
     let (meta, socket) = unsafe { ((*ctx).meta, (*ctx).socket) };
     if socket.is_null() {

@@ -6,6 +6,17 @@
 
 mod maps;
 
+// Included, not depended upon: cargo mixes the absolute path of a dependency outside its workspace
+// into symbol names, and the objects would differ from checkout to checkout.
+#[path = "../../../../reuseport-common/src/abi.rs"]
+#[allow(dead_code, reason = "the user side uses the rest")]
+mod abi;
+#[path = "../../../../reuseport-common/src/decide.rs"]
+mod decide;
+#[path = "../../../../reuseport-common/src/stats.rs"]
+#[allow(dead_code, reason = "the user side uses the rest")]
+mod stats;
+
 use aya_ebpf::{
     bindings::sk_action::SK_PASS,
     helpers::generated::{bpf_get_prandom_u32, bpf_get_smp_processor_id},
@@ -13,12 +24,10 @@ use aya_ebpf::{
     programs::SkReuseportContext,
 };
 use aya_log_ebpf::warn;
+use abi::{Load, Row};
+use decide::{Kernel, Outcome, Run, decide};
 use maps::{CONFIG, COUNTERS, LOAD, SOCKETS, TABLE};
-use reuseport_common::{
-    abi::{Load, Row},
-    decide::{Kernel, Outcome, Run, decide},
-    stats::{CURSOR, Miss},
-};
+use stats::{CURSOR, Miss};
 
 /// For kernels without request migration.
 #[sk_reuseport]

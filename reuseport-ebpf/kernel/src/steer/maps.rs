@@ -10,7 +10,7 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray},
     programs::SkReuseportContext,
 };
-use reuseport_common::abi::{Config, Load, Row};
+use crate::abi::{Config, Load, Row};
 
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
