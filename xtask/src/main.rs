@@ -1,7 +1,7 @@
 //! The project's chores, at the desk and in CI alike: `cargo xtask --help`.
 #![expect(clippy::print_stdout, reason = "a command line that reports its progress")]
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context as _, Result, ensure};
@@ -22,9 +22,11 @@ fn main() -> Result<()> {
     }
 }
 
-/// The workspace's root.
+/// The workspace's root: that of the checkout that runs us, also from a shared target directory.
 fn root() -> PathBuf {
-    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("..").canonicalize().unwrap_or_default()
+    let manifest = std::env::var_os("CARGO_MANIFEST_DIR");
+    let xtask = manifest.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
+    xtask.parent().map_or_else(PathBuf::new, Path::to_owned)
 }
 
 /// Shows and runs a command; its failure is ours.
