@@ -21,10 +21,21 @@ pub const LOAD: &str = "LOAD";
 /// Name of the per-CPU array of `u64` counters; [`crate::stats`] gives the indices.
 pub const COUNTERS: &str = "COUNTERS";
 
+/// Name of the iterator over the listeners of a port.
+pub const PROGRAM_LIST_MEMBERS: &str = "list_members";
+/// Name of the global that holds [`Offsets`].
+pub const OFFSETS: &str = "OFFSETS";
+/// Name of the global that holds the port, host byte order.
+pub const PORT: &str = "PORT";
 /// Name of the program for kernels without request migration (before 5.14).
 pub const PROGRAM_SELECT: &str = "select";
 /// Name of the program that also chooses where a closing listener's connections go (5.14+).
 pub const PROGRAM_SELECT_OR_MIGRATE: &str = "select_or_migrate";
+
+/// [`Config::flags`]: the program is [`PROGRAM_SELECT_OR_MIGRATE`].
+pub const FLAG_MIGRATES: u32 = 1;
+/// [`Config::flags`]: the program writes aya-log records on its rare paths.
+pub const FLAG_LOGS: u32 = 2;
 
 /// "No slot" in a [`Row`].
 pub const NO_SLOT: u32 = u32::MAX;
@@ -109,6 +120,12 @@ pub struct Config {
     pub generation: u32,
     /// Slots of `SOCKETS`, `LOAD` and `COUNTERS`.
     pub slots: u32,
+    /// Entries in each half of `TABLE`.
+    pub half: u32,
+    /// Bits: [`FLAG_MIGRATES`], [`FLAG_LOGS`].
+    pub flags: u32,
+    /// Hash of the object the program was loaded from: another one means another program.
+    pub object: u64,
     /// Seconds since the epoch when the program was attached.
     pub attached_at: u64,
     /// The group that this program was attached to.
@@ -159,4 +176,76 @@ impl Load {
     pub const fn is_over(self) -> bool {
         self.limit != 0 && self.pending > self.limit
     }
+}
+
+/// Offsets in bytes within this kernel's structs, from its BTF.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Offsets {
+    /// `sock.__sk_common.skc_state`
+    pub state: u32,
+    /// `sock.__sk_common.skc_num`
+    pub port: u32,
+    /// `sock.__sk_common.skc_cookie`
+    pub cookie: u32,
+    /// `sock.sk_reuseport_cb`
+    pub group: u32,
+    /// `sock_reuseport.reuseport_id`
+    pub group_id: u32,
+    /// `sock_reuseport.num_socks`
+    pub members: u32,
+    /// `sock_reuseport.prog`
+    pub program: u32,
+    /// `bpf_prog.aux`
+    pub program_aux: u32,
+    /// `bpf_prog_aux.id`
+    pub program_id: u32,
+}
+
+impl Offsets {
+    /// Not filled.
+    pub const ZERO: Self = Self {
+        state: 0,
+        port: 0,
+        cookie: 0,
+        group: 0,
+        group_id: 0,
+        members: 0,
+        program: 0,
+        program_aux: 0,
+        program_id: 0,
+    };
+}
+
+/// One TCP listener as the kernel sees it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct Member {
+    /// The socket cookie, as `SO_COOKIE` and `ss -e` give it; 0 where none was made yet.
+    pub cookie: u64,
+    /// `reuseport_id`: equal for all members of a group.
+    pub group: u32,
+    /// The attached BPF program's id; 0 with `attached` set is a classic BPF program.
+    pub program: u32,
+    /// Listeners in the group.
+    pub members: u16,
+    /// 1 if the socket is in a reuseport group at all.
+    pub reuseport: u8,
+    /// 1 if a program is attached to the group.
+    pub attached: u8,
+    /// Always zero.
+    pub padding: u32,
+}
+
+impl Member {
+    /// A record with nothing in it.
+    pub const ZERO: Self = Self {
+        cookie: 0,
+        group: 0,
+        program: 0,
+        members: 0,
+        reuseport: 0,
+        attached: 0,
+        padding: 0,
+    };
 }

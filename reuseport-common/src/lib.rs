@@ -7,5 +7,4 @@
 
 pub mod abi;
 pub mod decide;
-pub mod members;
 pub mod stats;

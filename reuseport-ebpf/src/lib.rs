@@ -10,18 +10,12 @@
 struct Aligned<T: ?Sized>(T);
 
 static STEER_ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!("../objects/steer.bpf.o"));
-static GROUP_ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!("../objects/group.bpf.o"));
 
-/// The steering programs `select` and `select_or_migrate` with their maps.
+/// The steering programs `select` and `select_or_migrate` with their maps, and the iterator
+/// `list_members`.
 ///
 /// # Minimum kernel version
 ///
-/// 5.10 for `select` (as tested), 5.14 for `select_or_migrate`. Needs `CAP_BPF`.
+/// 5.10 for `select`, 5.14 for `select_or_migrate`, 5.10 with BTF for `list_members`. Needs
+/// `CAP_BPF`, the iterator `CAP_PERFMON` too.
 pub static STEER: &[u8] = &STEER_ALIGNED.0;
-
-/// The `iter/tcp` program `list_members`: who is in a reuseport group, and which program is attached.
-///
-/// # Minimum kernel version
-///
-/// 5.10 with BTF. Needs `CAP_BPF` and `CAP_PERFMON`.
-pub static GROUP: &[u8] = &GROUP_ALIGNED.0;

@@ -19,7 +19,7 @@ mod toolchain;
 
 use toolchain::Toolchain;
 
-const OBJECTS: [&str; 2] = ["steer", "group"];
+const OBJECTS: [&str; 1] = ["steer"];
 
 /// What the objects are made from, relative to the root.
 const SOURCES: [&str; 5] = [
@@ -56,7 +56,7 @@ fn build(sources: &str) -> Result<()> {
         writeln!(text, "{key} = {value}")?;
     }
     fs::write(objects().join("objects.lock"), text)?;
-    println!("built {} objects", OBJECTS.len());
+    println!("built {}", OBJECTS.map(file_name).join(", "));
     Ok(())
 }
 

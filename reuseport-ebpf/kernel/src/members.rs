@@ -1,14 +1,8 @@
-//! `group`: a BPF iterator over the TCP listeners of one port, one record each.
+//! `list_members`: a BPF iterator over the TCP listeners of one port, one record each.
 //!
 //! The kernel has no getter for the program attached to a reuseport group; this is the only exact
 //! way to learn who is in a group and whose program it runs. Rust BPF has no CO-RE, so every offset
-//! is a global that the loader fills from the running kernel's BTF.
-#![no_std]
-#![no_main]
-
-// Included, not depended upon, as in `steer`.
-#[path = "../../../../reuseport-common/src/members.rs"]
-mod members;
+//! is a global that the loader fills from the running kernel's BTF. Steering never needs it.
 
 use core::mem::MaybeUninit;
 
@@ -17,7 +11,8 @@ use aya_ebpf::{
     cty::c_void,
     helpers::generated::{bpf_probe_read_kernel, bpf_seq_write},
 };
-use members::{Member, Offsets};
+
+use crate::abi::{Member, Offsets};
 
 /// Where things are in this kernel's structs.
 #[unsafe(no_mangle)]
@@ -93,14 +88,3 @@ fn read<T: Copy>(base: u64, offset: u32) -> T {
         value.assume_init()
     }
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-// SAFETY: a section of its own, read by the loader. `bpf_probe_read_kernel` asks for the GPL.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -1,19 +1,21 @@
-//! `steer`: picks the listener of a new connection. Two programs over the same maps.
+//! Picks the listener of a new connection: two programs over the same maps, and an iterator that
+//! tells which program a group runs ([`members`]).
 //!
 //! Whatever happens the program passes: any other verdict would refuse the connection.
 #![no_std]
 #![no_main]
 
 mod maps;
+mod members;
 
 // Included, not depended upon: cargo mixes the absolute path of a dependency outside its workspace
 // into symbol names, and the objects would differ from checkout to checkout.
-#[path = "../../../../reuseport-common/src/abi.rs"]
+#[path = "../../../reuseport-common/src/abi.rs"]
 #[allow(dead_code, reason = "the user side uses the rest")]
 mod abi;
-#[path = "../../../../reuseport-common/src/decide.rs"]
+#[path = "../../../reuseport-common/src/decide.rs"]
 mod decide;
-#[path = "../../../../reuseport-common/src/stats.rs"]
+#[path = "../../../reuseport-common/src/stats.rs"]
 #[allow(dead_code, reason = "the user side uses the rest")]
 mod stats;
 
