@@ -101,6 +101,14 @@ impl Confinement {
     }
 }
 
+/// Soft `RLIMIT_MEMLOCK` in bytes; `u64::MAX` where there is none.
+pub(crate) fn memlock_limit() -> u64 {
+    let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+    let line = limits.lines().find_map(|line| line.strip_prefix("Max locked memory"));
+    let soft = line.and_then(|line| line.split_whitespace().next());
+    soft.and_then(|soft| soft.parse().ok()).unwrap_or(u64::MAX)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,0 +1,233 @@
+//! Member offsets from the running kernel's BTF.
+//!
+//! Rust BPF programs carry no CO-RE relocations, so the loader looks the offsets up. aya's own BTF
+//! type keeps struct members to itself; this reads just enough of the format (see the kernel's
+//! `Documentation/bpf/btf.rst`) to answer one question.
+
+use std::collections::HashMap;
+use std::fs;
+use std::io;
+
+use reuseport_common::abi::Offsets;
+
+/// Where the kernel publishes its own BTF.
+const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
+const MAGIC: u16 = 0xeb9f;
+
+const KIND_ARRAY: u32 = 3;
+const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+const KIND_ENUM: u32 = 6;
+/// Typedef, volatile, const, restrict and type tags: they only rename what they point to.
+const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
+
+/// Why offsets are not to be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BtfError {
+    /// No BTF: `CONFIG_DEBUG_INFO_BTF` is off, or `/sys` is hidden.
+    #[error("{VMLINUX}: {0}")]
+    Unreadable(#[source] io::Error),
+    /// Not BTF, or cut short.
+    #[error("{VMLINUX} is not well-formed BTF")]
+    Malformed,
+    /// This kernel has no such struct or member.
+    #[error("this kernel's BTF has no {0}")]
+    Missing(String),
+}
+
+/// The offsets that `list_members` needs.
+pub(super) fn offsets() -> Result<Offsets, BtfError> {
+    let bytes = fs::read(VMLINUX).map_err(BtfError::Unreadable)?;
+    let btf = Btf::parse(&bytes, &["sock", "sock_common", "sock_reuseport", "bpf_prog", "bpf_prog_aux"])?;
+    let common = btf.offset("sock", "__sk_common")?;
+    Ok(Offsets {
+        state: common + btf.offset("sock_common", "skc_state")?,
+        port: common + btf.offset("sock_common", "skc_num")?,
+        cookie: common + btf.offset("sock_common", "skc_cookie")?,
+        group: btf.offset("sock", "sk_reuseport_cb")?,
+        group_id: btf.offset("sock_reuseport", "reuseport_id")?,
+        members: btf.offset("sock_reuseport", "num_socks")?,
+        program: btf.offset("sock_reuseport", "prog")?,
+        program_aux: btf.offset("bpf_prog", "aux")?,
+        program_id: btf.offset("bpf_prog_aux", "id")?,
+    })
+}
+
+/// Types by id, and the ids of the structs that were asked for.
+struct Btf<'a> {
+    strings: &'a [u8],
+    types: &'a [u8],
+    /// Byte position of each type; id 0 is void.
+    positions: Vec<u32>,
+    structs: HashMap<&'a str, u32>,
+}
+
+impl<'a> Btf<'a> {
+    fn parse(bytes: &'a [u8], wanted: &[&'a str]) -> Result<Self, BtfError> {
+        let header = |at: usize| word(bytes, at).map(|value| value as usize);
+        if u16::from_le_bytes([byte(bytes, 0)?, byte(bytes, 1)?]) != MAGIC {
+            return Err(BtfError::Malformed);
+        }
+        let start = header(4)?;
+        let section = |offset: usize, length: usize| {
+            let from = start.checked_add(offset).ok_or(BtfError::Malformed)?;
+            let to = from.checked_add(length).ok_or(BtfError::Malformed)?;
+            bytes.get(from..to).ok_or(BtfError::Malformed)
+        };
+        let types = section(header(8)?, header(12)?)?;
+        let strings = section(header(16)?, header(20)?)?;
+
+        let mut btf = Self { strings, types, positions: vec![0], structs: HashMap::new() };
+        let mut at = 0;
+        while at < types.len() {
+            let id = btf.positions.len() as u32;
+            btf.positions.push(at as u32);
+            let (kind, members) = btf.info(at)?;
+            if kind == KIND_STRUCT {
+                let name = btf.name(word(types, at)?)?;
+                if let Some(&name) = wanted.iter().find(|&&wanted| wanted.as_bytes() == name) {
+                    btf.structs.insert(name, id);
+                }
+            }
+            at += 12 + trailer(kind, members).ok_or(BtfError::Malformed)?;
+        }
+        Ok(btf)
+    }
+
+    /// Byte offset of a member that no bit field shares; it may stand in anonymous members.
+    fn offset(&self, name: &str, member: &str) -> Result<u32, BtfError> {
+        let missing = || BtfError::Missing(format!("{name}.{member}"));
+        let &id = self.structs.get(name).ok_or_else(missing)?;
+        let bits = self.find(id, member.as_bytes(), 0)?.ok_or_else(missing)?;
+        if bits % 8 == 0 { Ok(bits / 8) } else { Err(missing()) }
+    }
+
+    /// Bit offset of `member` in the struct or union `id`.
+    fn find(&self, id: u32, member: &[u8], depth: u32) -> Result<Option<u32>, BtfError> {
+        // Anonymous nesting is two or three deep; anything endless is not BTF.
+        if depth > 16 {
+            return Err(BtfError::Malformed);
+        }
+        let at = self.position(id)?;
+        let (kind, count) = self.info(at)?;
+        if MODIFIERS.contains(&kind) {
+            return self.find(word(self.types, at + 8)?, member, depth + 1);
+        }
+        if kind != KIND_STRUCT && kind != KIND_UNION {
+            return Ok(None);
+        }
+        // With the kind flag set, the upper eight bits are the size of a bit field.
+        let mask = if word(self.types, at + 4)? >> 31 == 1 { 0x00ff_ffff } else { u32::MAX };
+        for index in 0..count as usize {
+            let entry = at + 12 + index * 12;
+            let name = self.name(word(self.types, entry)?)?;
+            let offset = word(self.types, entry + 8)? & mask;
+            if name == member {
+                return Ok(Some(offset));
+            }
+            if name.is_empty() {
+                let inner = self.find(word(self.types, entry + 4)?, member, depth + 1)?;
+                if let Some(inner) = inner {
+                    return Ok(Some(offset + inner));
+                }
+            }
+        }
+        Ok(None)
+    }
+
+    fn position(&self, id: u32) -> Result<usize, BtfError> {
+        self.positions.get(id as usize).map(|&at| at as usize).ok_or(BtfError::Malformed)
+    }
+
+    /// Kind and member count of the type at a position.
+    fn info(&self, at: usize) -> Result<(u32, u32), BtfError> {
+        let info = word(self.types, at + 4)?;
+        Ok((info >> 24 & 0x1f, info & 0xffff))
+    }
+
+    fn name(&self, offset: u32) -> Result<&'a [u8], BtfError> {
+        let rest = self.strings.get(offset as usize..).ok_or(BtfError::Malformed)?;
+        rest.split(|&byte| byte == 0).next().ok_or(BtfError::Malformed)
+    }
+}
+
+/// Bytes that follow a type's 12-byte head; `None` for a kind this does not know.
+fn trailer(kind: u32, members: u32) -> Option<usize> {
+    let members = members as usize;
+    Some(match kind {
+        // Int, variable, declaration tag.
+        1 | 14 | 17 => 4,
+        KIND_ARRAY => 12,
+        // Struct, union, section, 64-bit enum.
+        KIND_STRUCT | KIND_UNION | 15 | 19 => members * 12,
+        // Enum, function prototype.
+        KIND_ENUM | 13 => members * 8,
+        // Pointer, forward, modifiers, function, float.
+        2 | 7..=12 | 16 | 18 => 0,
+        _ => return None,
+    })
+}
+
+fn byte(bytes: &[u8], at: usize) -> Result<u8, BtfError> {
+    bytes.get(at).copied().ok_or(BtfError::Malformed)
+}
+
+fn word(bytes: &[u8], at: usize) -> Result<u32, BtfError> {
+    let bytes = bytes.get(at..at + 4).and_then(|bytes| bytes.try_into().ok());
+    bytes.map(u32::from_le_bytes).ok_or(BtfError::Malformed)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// BTF of `struct sock { union { struct { int pad; int inner; }; }; int plain; }`.
+    fn sample() -> Vec<u8> {
+        let strings = b"\0sock\0inner\0plain\0pad\0int\0";
+        let at = |name: &str| {
+            let needle: Vec<u8> = [b"\0", name.as_bytes(), b"\0"].concat();
+            strings.windows(needle.len()).position(|window| window == needle).unwrap() as u32 + 1
+        };
+        let types: Vec<u32> = [
+            vec![at("int"), 1 << 24, 4, 32],
+            vec![0, KIND_STRUCT << 24 | 2, 8, at("pad"), 1, 0, at("inner"), 1, 32],
+            vec![0, KIND_UNION << 24 | 1, 8, 0, 2, 0],
+            vec![at("sock"), KIND_STRUCT << 24 | 2, 12, 0, 3, 0, at("plain"), 1, 64],
+        ]
+        .concat();
+        let types: Vec<u8> = types.into_iter().flat_map(u32::to_le_bytes).collect();
+        let head = [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32];
+        let mut bytes = vec![0x9f, 0xeb, 1, 0];
+        bytes.extend(head.into_iter().flat_map(u32::to_le_bytes));
+        bytes.extend(types);
+        bytes.extend(strings);
+        bytes
+    }
+
+    #[test]
+    fn finds_members_also_in_anonymous_ones() {
+        let bytes = sample();
+        let btf = Btf::parse(&bytes, &["sock"]).unwrap();
+        assert_eq!(btf.offset("sock", "plain").unwrap(), 8);
+        assert_eq!(btf.offset("sock", "inner").unwrap(), 4);
+        assert!(matches!(btf.offset("sock", "absent"), Err(BtfError::Missing(_))));
+        assert!(matches!(btf.offset("other", "plain"), Err(BtfError::Missing(_))));
+    }
+
+    #[test]
+    fn every_truncation_is_an_error_and_not_a_panic() {
+        let bytes = sample();
+        for length in 0..bytes.len() {
+            assert!(Btf::parse(&bytes[..length], &["sock"]).is_err(), "{length} bytes");
+        }
+    }
+
+    #[test]
+    fn this_kernels_offsets_are_plausible() {
+        let offsets = offsets().unwrap();
+        let all: [u32; 9] = bytemuck::cast(offsets);
+        assert!(all.iter().all(|&offset| offset < 16384), "{offsets:?}");
+        assert_ne!(offsets.state, offsets.port);
+        assert_ne!(offsets.group, 0);
+    }
+}

@@ -1,0 +1,177 @@
+//! What can go wrong between this process and `bpf(2)`, sorted by what to do about it.
+
+use std::error::Error;
+use std::fmt::Write as _;
+use std::io;
+
+use aya::EbpfError;
+use aya::maps::MapError;
+use aya::programs::ProgramError;
+
+use super::btf::BtfError;
+use crate::sys::SyscallError;
+use crate::sys::caps::{Cap, Confinement};
+
+/// A failure of `bpf(2)` or of an object it knows.
+#[derive(Debug, thiserror::Error)]
+pub enum BpfError {
+    /// The kernel refused for lack of privilege.
+    #[error("{action}: {reason}")]
+    NotPermitted {
+        /// What was asked for.
+        action: String,
+        /// Which privilege is missing and how to get it.
+        reason: String,
+    },
+    /// Kernels before 5.11 charge maps to `RLIMIT_MEMLOCK`.
+    #[error(
+        "{action}: the RLIMIT_MEMLOCK of {limit} bytes is used up, which this kernel (before 5.11) \
+         charges BPF to: raise it with `ulimit -l unlimited` or systemd `LimitMEMLOCK=infinity`"
+    )]
+    Memlock {
+        /// What was asked for.
+        action: String,
+        /// The limit in force.
+        limit: u64,
+    },
+    /// The verifier refused a program.
+    #[error("the kernel's verifier refuses program `{program}` ({source}):\n{excerpt}")]
+    Verifier {
+        /// The program.
+        program: String,
+        /// What `bpf(BPF_PROG_LOAD)` answered.
+        source: io::Error,
+        /// First and last lines of the log, or all of it where that was asked for.
+        excerpt: String,
+    },
+    /// A pinned object is not what this version makes.
+    #[error("a pinned map has another shape: {0}")]
+    Shape(String),
+    /// Offsets are not to be had.
+    #[error(transparent)]
+    Btf(#[from] BtfError),
+    /// A raw call failed.
+    #[error(transparent)]
+    Syscall(#[from] SyscallError),
+    /// aya could not work with a map.
+    #[error(transparent)]
+    Map(#[from] MapError),
+    /// aya could not work with a program.
+    #[error(transparent)]
+    Program(#[from] ProgramError),
+    /// aya could not load the object.
+    #[error(transparent)]
+    Load(#[from] EbpfError),
+    /// aya could not pin.
+    #[error(transparent)]
+    Pin(#[from] aya::pin::PinError),
+    /// aya could not work with a link.
+    #[error(transparent)]
+    Link(#[from] aya::programs::links::LinkError),
+    /// A file could not be read or written.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+impl BpfError {
+    /// The error number of the call that failed; 0 where none did.
+    pub fn errno(&self) -> i32 {
+        errno(self)
+    }
+
+    /// Sorts an `EPERM` or `EACCES` of `action` by its cause; passes anything else on.
+    pub(super) fn sort<E: Into<Self>>(action: &str, cap: Cap) -> impl FnOnce(E) -> Self {
+        move |error| {
+            let error = error.into();
+            let errno = error.errno();
+            if errno != libc::EPERM && errno != libc::EACCES {
+                return error;
+            }
+            let action = action.to_owned();
+            let confinement = Confinement::read();
+            let limit = crate::sys::caps::memlock_limit();
+            // Newer kernels charge the memory cgroup and never answer EPERM for it.
+            if confinement.has(cap) && limit != u64::MAX && kernel_before(5, 11) {
+                return Self::Memlock { action, limit };
+            }
+            Self::NotPermitted { action, reason: confinement.explain(cap) }
+        }
+    }
+
+    /// Sorts a failed program load: the verifier's refusals apart from all others.
+    pub(super) fn sort_load(program: &str, whole_log: bool) -> impl FnOnce(ProgramError) -> Self {
+        move |error| match error {
+            ProgramError::LoadError { io_error, verifier_log } => {
+                let log = verifier_log.to_string();
+                let refused = !log.trim().is_empty();
+                if !refused {
+                    let sort = Self::sort("load a BPF program", Cap::Bpf);
+                    return sort(Self::Io(io_error));
+                }
+                let excerpt = if whole_log { log } else { excerpt(&log) };
+                Self::Verifier { program: program.to_owned(), source: io_error, excerpt }
+            }
+            error => Self::sort("load a BPF program", Cap::Bpf)(error),
+        }
+    }
+}
+
+/// The first error number in a chain of causes.
+fn errno(error: &(dyn Error + 'static)) -> i32 {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        let number = error.downcast_ref::<io::Error>().and_then(io::Error::raw_os_error);
+        if let Some(number) = number {
+            return number;
+        }
+        cause = error.source();
+    }
+    0
+}
+
+/// Whether the running kernel is older than `major.minor`; for messages only.
+fn kernel_before(major: u32, minor: u32) -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+    let mut numbers = release.split(['.', '-']).map_while(|part| part.trim().parse::<u32>().ok());
+    match (numbers.next(), numbers.next()) {
+        (Some(a), Some(b)) => (a, b) < (major, minor),
+        _ => false,
+    }
+}
+
+/// The first and last lines of a verifier log: what was checked, and what it stumbled over.
+fn excerpt(log: &str) -> String {
+    const HEAD: usize = 4;
+    const TAIL: usize = 8;
+    let lines: Vec<_> = log.lines().filter(|line| !line.trim().is_empty()).collect();
+    if lines.len() <= HEAD + TAIL {
+        return lines.join("\n");
+    }
+    let mut text = lines[..HEAD].join("\n");
+    let left_out = lines.len() - HEAD - TAIL;
+    let _infallible =
+        write!(text, "\n... {left_out} lines left out, --verifier-log shows all ...\n");
+    text + &lines[lines.len() - TAIL..].join("\n")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_excerpt_keeps_both_ends_and_counts_the_rest() {
+        let log: String = (1..=50).map(|line| format!("line {line}\n")).collect();
+        let text = excerpt(&log);
+        assert!(text.starts_with("line 1\n") && text.ends_with("line 50"));
+        assert!(text.contains("38 lines left out") && !text.contains("line 20\n"));
+        assert_eq!(excerpt("a\n\nb\n"), "a\nb");
+    }
+
+    #[test]
+    fn the_error_number_is_found_deep_in_the_chain() {
+        let io = io::Error::from_raw_os_error(libc::EBUSY);
+        let error = BpfError::Syscall(SyscallError { call: "bpf", source: io });
+        assert_eq!(error.errno(), libc::EBUSY);
+        assert_eq!(BpfError::Shape(String::new()).errno(), 0);
+    }
+}

@@ -1,0 +1,178 @@
+//! The maps of a loaded program, typed; the same whether just created or opened from their pins.
+
+use std::path::Path;
+
+use aya::maps::{Array, Map, MapData, PerCpuArray};
+use reuseport_common::abi::{self, ABI_VERSION, Config, Load, Row, View};
+use reuseport_common::stats::{self, Hit, Miss};
+use serde::Serialize;
+
+use super::BpfError;
+use super::sockarray::SockArray;
+
+type ConfigBytes = [u8; size_of::<Config>()];
+
+/// Names of every map, in the order they are pinned.
+pub(super) const NAMES: [&str; 5] =
+    [abi::CONFIG, abi::TABLE, abi::SOCKETS, abi::LOAD, abi::COUNTERS];
+
+/// The maps of one group.
+pub struct Maps {
+    config: Array<MapData, ConfigBytes>,
+    table: Array<MapData, u64>,
+    /// Slot to socket.
+    pub sockets: SockArray,
+    load: Array<MapData, u64>,
+    counters: PerCpuArray<MapData, u64>,
+}
+
+/// Selections per slot and misses per reason, on one CPU or summed.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
+pub struct Counts {
+    /// By slot: first, second, spilled, migrated ([`Hit::ALL`]'s order).
+    pub slots: Vec<[u64; Hit::ALL.len()]>,
+    /// By reason, in [`Miss::ALL`]'s order.
+    pub misses: [u64; Miss::ALL.len()],
+}
+
+impl Maps {
+    /// Opens the pins in `directory`. A `CONFIG` of another ABI is [`BpfError::Shape`].
+    pub fn open(directory: &Path) -> Result<Self, BpfError> {
+        let open = |name: &str| -> Result<Map, BpfError> {
+            Ok(Map::from_map_data(MapData::from_pin(directory.join(name))?)?)
+        };
+        let maps = Self {
+            config: open(abi::CONFIG)?.try_into()?,
+            table: open(abi::TABLE)?.try_into()?,
+            sockets: SockArray::new(open(abi::SOCKETS)?)?,
+            load: open(abi::LOAD)?.try_into()?,
+            counters: open(abi::COUNTERS)?.try_into()?,
+        };
+        let found = maps.config()?.abi;
+        if found != ABI_VERSION {
+            return Err(BpfError::Shape(format!("ABI {found}, this version speaks {ABI_VERSION}")));
+        }
+        Ok(maps)
+    }
+
+    /// What `CONFIG` holds.
+    pub fn config(&self) -> Result<Config, BpfError> {
+        Ok(bytemuck::pod_read_unaligned(&self.config.get(&0, 0)?))
+    }
+
+    /// Replaces `CONFIG`.
+    pub fn set_config(&mut self, config: &Config) -> Result<(), BpfError> {
+        let bytes: ConfigBytes = bytemuck::cast(*config);
+        Ok(self.config.set(0, bytes, 0)?)
+    }
+
+    /// The live view's entries.
+    pub fn rows(&self) -> Result<Vec<Row>, BpfError> {
+        let view = self.config()?.live();
+        let entries = view.rows.saturating_mul(view.lanes).min(self.table.len());
+        (view.base..view.base + entries)
+            .map(|index| Ok(bytemuck::cast(self.table.get(&index, 0)?)))
+            .collect()
+    }
+
+    /// Makes `rows` the live table in one step: they are written into the idle half, and then one
+    /// word of `CONFIG` switches over. A reader sees the old plan or the new one, never a mixture.
+    ///
+    /// `view.base` is chosen here.
+    pub fn publish(&mut self, mut view: View, rows: &[Row]) -> Result<Config, BpfError> {
+        let mut config = self.config()?;
+        let idle = (config.active & 1) ^ 1;
+        view.base = idle * config.half;
+        for (index, &row) in (view.base..).zip(rows) {
+            self.table.set(index, bytemuck::cast::<Row, u64>(row), 0)?;
+        }
+        config.views[idle as usize] = view;
+        self.set_config(&config)?;
+        config.active = idle;
+        config.generation = config.generation.wrapping_add(1);
+        self.set_config(&config)?;
+        Ok(config)
+    }
+
+    /// What somebody published as `slot`'s load.
+    pub fn load(&self, slot: u32) -> Result<Load, BpfError> {
+        Ok(bytemuck::cast(self.load.get(&slot, 0)?))
+    }
+
+    /// Forgets `slot`'s load: the next socket in it is another worker.
+    pub fn reset_load(&mut self, slot: u32) -> Result<(), BpfError> {
+        Ok(self.load.set(slot, 0u64, 0)?)
+    }
+
+    /// Counters by CPU id.
+    pub fn counts(&self) -> Result<Vec<Counts>, BpfError> {
+        let slots = self.sockets.slots();
+        let mut cpus: Vec<Counts> = Vec::new();
+        let mut read = |index: u32, place: &dyn Fn(&mut Counts, u64)| -> Result<(), BpfError> {
+            let values = self.counters.get(&index, 0)?;
+            cpus.resize_with(values.len(), || Counts {
+                slots: vec![[0; Hit::ALL.len()]; slots as usize],
+                ..Counts::default()
+            });
+            for (cpu, &value) in cpus.iter_mut().zip(values.iter()) {
+                place(cpu, value);
+            }
+            Ok(())
+        };
+        for miss in Miss::ALL {
+            read(miss.index(), &|counts, value| counts.misses[miss as usize] = value)?;
+        }
+        for slot in 0..slots {
+            for hit in Hit::ALL {
+                let place =
+                    |counts: &mut Counts, value| counts.slots[slot as usize][hit as usize] = value;
+                read(hit.index(slot), &place)?;
+            }
+        }
+        Ok(cpus)
+    }
+}
+
+impl Counts {
+    /// Adds another CPU's counts.
+    pub fn add(&mut self, other: &Self) {
+        self.slots.resize(self.slots.len().max(other.slots.len()), [0; Hit::ALL.len()]);
+        for (mine, theirs) in self.slots.iter_mut().zip(&other.slots) {
+            for (mine, theirs) in mine.iter_mut().zip(theirs) {
+                *mine += theirs;
+            }
+        }
+        for (mine, theirs) in self.misses.iter_mut().zip(other.misses) {
+            *mine += theirs;
+        }
+    }
+
+    /// Runs of the program that these counts stand for.
+    pub fn runs(&self) -> u64 {
+        self.slots.iter().flatten().sum::<u64>() + self.misses.iter().sum::<u64>()
+    }
+}
+
+/// Map sizes for a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sizes {
+    /// Slots.
+    pub slots: u32,
+    /// Entries in each half of the table.
+    pub half: u32,
+}
+
+impl Sizes {
+    /// Room for `listeners` and a table of `entries`, and for about as many more: within it a new
+    /// plan is a write to maps, beyond it a new program has to be loaded.
+    pub fn for_group(listeners: usize, entries: usize) -> Self {
+        let slots = (listeners * 2).next_power_of_two().max(64) as u32;
+        let half = (entries * 2).next_power_of_two().max(64) as u32;
+        Self { slots, half }
+    }
+
+    /// Entries of `COUNTERS`.
+    pub(super) fn counters(self) -> u32 {
+        stats::counters(self.slots)
+    }
+}

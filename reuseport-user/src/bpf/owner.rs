@@ -1,0 +1,102 @@
+//! Whose program a group runs: asked of the kernel with a BPF iterator, because no `getsockopt`
+//! tells.
+
+use std::collections::HashMap;
+use std::io::Read as _;
+
+use aya::programs::loaded_programs;
+use reuseport_common::abi::Member;
+use serde::Serialize;
+
+use super::BpfError;
+use super::object::Object;
+
+/// `BPF_PROG_TYPE_SK_REUSEPORT`.
+const SK_REUSEPORT: u32 = 21;
+
+/// The program attached to a group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(tag = "state", rename_all = "snake_case")]
+pub enum Attached {
+    /// No program: the kernel's hash.
+    Nothing,
+    /// This program.
+    Program {
+        /// The kernel's id, as `bpftool prog` shows it.
+        id: u32,
+    },
+    /// A classic BPF program (`SO_ATTACH_REUSEPORT_CBPF`): it has no id.
+    Classic,
+    /// It could not be asked.
+    Unknown {
+        /// Why not.
+        why: String,
+    },
+}
+
+/// The listeners of a port, by socket cookie.
+pub type Members = HashMap<u64, Member>;
+
+/// Asks the kernel for the listeners of the port that `object` was loaded for, in the calling
+/// thread's network namespace.
+///
+/// # Minimum kernel version
+///
+/// 5.9 with BTF; `CAP_PERFMON` beside `CAP_BPF`.
+pub fn members(object: &mut Object) -> Result<Members, BpfError> {
+    let program = object.load_iterator()?;
+    let link = program.attach()?;
+    let link = program.take_link(link)?;
+    let mut file = link.into_file()?;
+    let mut bytes = Vec::new();
+    file.read_to_end(&mut bytes)?;
+    let (records, _) = bytes.as_chunks::<{ size_of::<Member>() }>();
+    let members = records.iter().map(|record| bytemuck::pod_read_unaligned::<Member>(record));
+    Ok(members.map(|member| (member.cookie, member)).collect())
+}
+
+impl Attached {
+    /// What a group's member says.
+    pub fn from_member(member: &Member) -> Self {
+        match (member.attached, member.program) {
+            (0, _) => Self::Nothing,
+            (_, 0) => Self::Classic,
+            (_, id) => Self::Program { id },
+        }
+    }
+}
+
+/// A program in the kernel that could be attached to a reuseport group.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Suspect {
+    /// The kernel's id.
+    pub id: u32,
+    /// Its name, as far as the kernel keeps it (15 characters).
+    pub name: String,
+}
+
+/// Programs of the reuseport type that are not in `ours`: all there is to go by without BTF.
+pub fn suspects(ours: &[u32]) -> Result<Vec<Suspect>, BpfError> {
+    let mut suspects = Vec::new();
+    for program in loaded_programs() {
+        let program = program?;
+        if program.program_type() as u32 == SK_REUSEPORT && !ours.contains(&program.id()) {
+            let name = program.name_as_str().unwrap_or_default().to_owned();
+            suspects.push(Suspect { id: program.id(), name });
+        }
+    }
+    Ok(suspects)
+}
+
+/// Name of a loaded program; `None` where it is gone or may not be asked for (`CAP_SYS_ADMIN`).
+pub fn program_name(id: u32) -> Option<String> {
+    let program = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id)?;
+    Some(program.name_as_str()?.to_owned())
+}
+
+/// Frees the sockets that a foreign program's maps hold: only on the user's explicit takeover.
+pub fn release_sockets(id: u32) -> Result<u32, BpfError> {
+    let program = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id);
+    let maps = program.map(|program| program.map_ids()).transpose()?.flatten();
+    super::sockarray::clear_foreign(&maps.unwrap_or_default())
+}

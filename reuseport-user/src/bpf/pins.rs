@@ -1,0 +1,360 @@
+//! Pins: where a group's program and maps stay when this process is gone.
+//!
+//! One directory per group below `reuseport-steer` on bpffs, named after what sets the group apart.
+//! It is made aside as `new-NAME` and renamed into place once the program is attached, so that
+//! whoever looks finds all of it or none. Changes are made under an exclusive lock on the base
+//! directory, which the kernel drops with its holder.
+
+use std::fs::{self, DirBuilder, File, TryLockError};
+use std::io;
+use std::os::fd::BorrowedFd;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::path::{Path, PathBuf};
+use std::thread::sleep;
+use std::time::{Duration, Instant};
+
+use aya::programs::SkReuseport;
+use aya::programs::sk_reuseport::SkReuseportAttachType;
+
+use super::BpfError;
+use super::maps::Maps;
+use super::object::Object;
+use crate::model::GroupKey;
+use crate::sys::bpffs;
+use crate::sys::caps::Cap;
+
+/// Where bpffs is mounted by default.
+pub const BPFFS: &str = "/sys/fs/bpf";
+const BASE: &str = "reuseport-steer";
+const PROGRAM: &str = "program";
+/// A directory being made; it becomes the group's when its program is attached.
+const NEW: &str = "new-";
+/// A directory being replaced.
+const OLD: &str = "old-";
+const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+
+/// Why pins cannot be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum PinsError {
+    /// Not a bpffs.
+    #[error(
+        "{path} is not a mounted BPF file system: run `mount -t bpf bpf {path}` (in a container: \
+         mount the host's, or your own), or name another with --bpffs"
+    )]
+    NotBpffs {
+        /// What was looked at.
+        path: PathBuf,
+    },
+    /// Others could replace what is in it.
+    #[error(
+        "{path} can be written by others (mode {mode:04o}, owner {uid}): whoever may write here may \
+         steer; run `chown {expected} {path} && chmod 0700 {path}`"
+    )]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+        /// Its owner.
+        uid: u32,
+        /// Who should own it: the user who runs this.
+        expected: u32,
+    },
+    /// The base directory is something else.
+    #[error("{path} is not a directory (a link, perhaps): remove it, it is not ours")]
+    NotDirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Another instance is at work.
+    #[error(
+        "another reuseport-steer is changing {path} (waited {}s): try again, or see who holds the \
+         lock in /proc/locks",
+        LOCK_PATIENCE.as_secs()
+    )]
+    Locked {
+        /// The base directory.
+        path: PathBuf,
+    },
+    /// The file system refused.
+    #[error("{action} {path}: {source}{hint}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What to do, where it is known.
+        hint: &'static str,
+        /// The refusal.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+}
+
+fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {
+    move |source| {
+        let hint = match source.raw_os_error() {
+            Some(libc::EROFS) => " (mounted read-only: `mount -o remount,rw` it)",
+            Some(libc::EACCES | libc::EPERM) => " (run as root, or give the directory to this user)",
+            _ => "",
+        };
+        PinsError::Io { action, path: path.to_owned(), hint, source }
+    }
+}
+
+/// The base directory.
+#[derive(Debug)]
+pub struct Pins {
+    base: PathBuf,
+}
+
+/// The base directory, held exclusively.
+#[derive(Debug)]
+pub struct LockedPins {
+    pins: Pins,
+    _lock: File,
+}
+
+/// A directory below the base, and what is in it or why that cannot be read.
+pub type Found = (PathBuf, Result<Pinned, PinsError>);
+
+/// A pinned program with its maps.
+pub struct Pinned {
+    /// Where it is pinned.
+    pub directory: PathBuf,
+    /// The maps.
+    pub maps: Maps,
+    program: SkReuseport,
+    /// The kernel's id of the program.
+    pub program_id: u32,
+}
+
+impl Pins {
+    /// The base directory on the bpffs at `bpffs`; it need not exist yet.
+    pub fn at(bpffs: &Path) -> Result<Self, PinsError> {
+        let base = bpffs.join(BASE);
+        let not_bpffs = || PinsError::NotBpffs { path: bpffs.to_owned() };
+        match bpffs::is_bpffs(bpffs) {
+            Ok(true) => Ok(Self { base }),
+            Ok(false) => Err(not_bpffs()),
+            Err(error) if error.errno() == libc::ENOENT => Err(not_bpffs()),
+            Err(error) => Err(io_error("look at", bpffs)(error.source)),
+        }
+    }
+
+    /// Pins of `group`; `None` where there are none. Half-made or unreadable ones are an error.
+    pub fn open(&self, group: &GroupKey) -> Result<Option<Pinned>, PinsError> {
+        let directory = self.base.join(name(group));
+        if directory.exists() { Pinned::open(directory).map(Some) } else { Ok(None) }
+    }
+
+    /// Every pinned group: its directory, and what is in it or why that cannot be read.
+    pub fn list(&self) -> Result<Vec<Found>, PinsError> {
+        let entries = match fs::read_dir(&self.base) {
+            Ok(entries) => entries,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+            Err(error) => return Err(io_error("read", &self.base)(error)),
+        };
+        let mut directories: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        directories.sort();
+        let open = |directory: PathBuf| (directory.clone(), Pinned::open(directory));
+        Ok(directories.into_iter().map(open).collect())
+    }
+
+    /// Makes the base directory where it is missing, checks that nobody else may write it, and
+    /// takes the lock.
+    pub fn lock(self) -> Result<LockedPins, PinsError> {
+        match DirBuilder::new().mode(0o700).create(&self.base) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(io_error("make", &self.base)(error));
+            }
+            _ => {}
+        }
+        let meta = fs::symlink_metadata(&self.base).map_err(io_error("look at", &self.base))?;
+        if !meta.is_dir() {
+            return Err(PinsError::NotDirectory { path: self.base });
+        }
+        let expected = crate::sys::caps::Confinement::read().uid;
+        let mode = meta.permissions().mode() & 0o7777;
+        if mode & 0o022 != 0 || (meta.uid() != expected && meta.uid() != 0) {
+            return Err(PinsError::Unsafe { path: self.base, mode, uid: meta.uid(), expected });
+        }
+        let lock = File::open(&self.base).map_err(io_error("open", &self.base))?;
+        let deadline = Instant::now() + LOCK_PATIENCE;
+        loop {
+            match lock.try_lock() {
+                Ok(()) => return Ok(LockedPins { pins: self, _lock: lock }),
+                Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
+                    sleep(Duration::from_millis(20));
+                }
+                Err(TryLockError::WouldBlock) => return Err(PinsError::Locked { path: self.base }),
+                Err(TryLockError::Error(error)) => return Err(io_error("lock", &self.base)(error)),
+            }
+        }
+    }
+}
+
+impl LockedPins {
+    /// As [`Pins::open`].
+    pub fn open(&self, group: &GroupKey) -> Result<Option<Pinned>, PinsError> {
+        self.pins.open(group)
+    }
+
+    /// As [`Pins::list`].
+    pub fn list(&self) -> Result<Vec<Found>, PinsError> {
+        self.pins.list()
+    }
+
+    /// Pins a loaded object aside. Nothing is in force yet: [`LockedPins::commit`] after attaching,
+    /// or [`LockedPins::remove`] on any error.
+    pub fn stage(
+        &self,
+        group: &GroupKey,
+        object: &mut Object,
+        migrates: bool,
+    ) -> Result<Pinned, PinsError> {
+        let directory = self.pins.base.join(format!("{NEW}{}", name(group)));
+        self.remove(&directory)?;
+        DirBuilder::new().mode(0o700).create(&directory).map_err(io_error("make", &directory))?;
+        let pinned = (|| {
+            object
+                .pin_into(&directory, PROGRAM, migrates)
+                .map_err(|error| sort_pin(&directory, error))?;
+            Pinned::open(directory.clone())
+        })();
+        if pinned.is_err() {
+            self.remove(&directory)?;
+        }
+        pinned
+    }
+
+    /// Puts a staged directory in the group's place; what was there goes.
+    pub fn commit(&self, staged: &mut Pinned, group: &GroupKey) -> Result<(), PinsError> {
+        let place = self.pins.base.join(name(group));
+        let old = self.pins.base.join(format!("{OLD}{}", name(group)));
+        self.remove(&old)?;
+        if place.exists() {
+            fs::rename(&place, &old).map_err(io_error("rename", &place))?;
+        }
+        fs::rename(&staged.directory, &place).map_err(io_error("rename", &staged.directory))?;
+        staged.directory = place;
+        self.remove(&old)
+    }
+
+    /// Where a staged directory of `group` would be; it is there only after a crash.
+    pub fn staged(&self, group: &GroupKey) -> PathBuf {
+        self.pins.base.join(format!("{NEW}{}", name(group)))
+    }
+
+    /// Where a replaced directory of `group` would be; it is there only after a crash.
+    pub fn replaced(&self, group: &GroupKey) -> PathBuf {
+        self.pins.base.join(format!("{OLD}{}", name(group)))
+    }
+
+    /// Removes a group's pins and frees their sockets for another map at once.
+    pub fn remove(&self, directory: &Path) -> Result<(), PinsError> {
+        if !directory.exists() {
+            return Ok(());
+        }
+        if let Ok(pinned) = Pinned::open(directory.to_owned()) {
+            pinned.maps.sockets.clear()?;
+        }
+        for entry in fs::read_dir(directory).map_err(io_error("read", directory))?.flatten() {
+            fs::remove_file(entry.path()).map_err(io_error("remove", &entry.path()))?;
+        }
+        fs::remove_dir(directory).map_err(io_error("remove", directory))
+    }
+}
+
+impl Pinned {
+    /// Opens the pins in `directory`.
+    pub fn open(directory: PathBuf) -> Result<Self, PinsError> {
+        let maps = Maps::open(&directory).map_err(|error| sort_pin(&directory, error))?;
+        let path = directory.join(PROGRAM);
+        // The attach type is only used for loading, which is behind us.
+        let program = SkReuseport::from_pin(path, SkReuseportAttachType::Select)
+            .map_err(|error| sort_pin(&directory, error.into()))?;
+        let program_id = program.info().map_err(BpfError::from)?.id();
+        Ok(Self { directory, maps, program, program_id })
+    }
+
+    /// Attaches the program to the group of `socket`, in place of whatever is attached.
+    ///
+    /// The caller has verified that the socket listens: the kernel takes a bound one silently, and
+    /// its later `listen()` then fails with `EADDRINUSE`.
+    ///
+    /// # Minimum kernel version
+    ///
+    /// 4.19.
+    pub fn attach(&self, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
+        Ok(self.program.attach(socket)?)
+    }
+}
+
+/// Detaches whatever program is attached to the group of `socket`; false where none was.
+///
+/// # Minimum kernel version
+///
+/// 5.3.
+pub fn detach(socket: BorrowedFd<'_>) -> Result<bool, BpfError> {
+    match SkReuseport::detach(socket).map_err(BpfError::from) {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno() == libc::ENOENT => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+fn sort_pin(directory: &Path, error: BpfError) -> PinsError {
+    match error.errno() {
+        libc::EROFS | libc::ENOENT | libc::EACCES => {
+            let source = io::Error::from_raw_os_error(error.errno());
+            io_error("pin into or open", directory)(source)
+        }
+        _ => BpfError::sort("use the pins", Cap::Bpf)(error).into(),
+    }
+}
+
+/// Directory name of a group: readable, and unique by a hash of all that sets it apart. Dots are
+/// not allowed on bpffs.
+fn name(group: &GroupKey) -> String {
+    let raw = group.to_raw();
+    let hash = super::fnv1a(bytemuck::bytes_of(&raw));
+    format!("{}{}-{}-{hash:016x}", group.protocol, raw.family, raw.port)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Protocol;
+
+    #[test]
+    fn names_differ_with_every_part_of_the_key_and_hold_no_dot() {
+        let key = GroupKey {
+            netns: 1,
+            protocol: Protocol::Tcp,
+            address: "10.0.0.1:6432".parse().unwrap(),
+            v6only: false,
+            device: 0,
+            uid: 0,
+        };
+        let keys = [
+            key,
+            GroupKey { netns: 2, ..key },
+            GroupKey { protocol: Protocol::Udp, ..key },
+            GroupKey { address: "10.0.0.2:6432".parse().unwrap(), ..key },
+            GroupKey { address: "[::]:6432".parse().unwrap(), ..key },
+            GroupKey { address: "[::]:6432".parse().unwrap(), v6only: true, ..key },
+            GroupKey { device: 3, ..key },
+            GroupKey { uid: 33, ..key },
+        ];
+        let names: std::collections::BTreeSet<_> = keys.iter().map(name).collect();
+        assert_eq!(names.len(), keys.len());
+        assert!(names.iter().all(|name| !name.contains(['.', '/'])));
+        for key in keys {
+            assert_eq!(GroupKey::from_raw(&key.to_raw()), Some(key));
+        }
+    }
+}

@@ -1,0 +1,112 @@
+//! The sockarray: slot to socket.
+
+use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+
+use aya::maps::{Map, MapData, MapInfo, MapType};
+
+use super::BpfError;
+use crate::sys::{SyscallError, bpf};
+
+/// A `BPF_MAP_TYPE_REUSEPORT_SOCKARRAY` with 8-byte values, so that cookies can be read back.
+///
+/// The map holds no reference on a socket: a slot empties by itself when its socket closes.
+///
+/// # Minimum kernel version
+///
+/// 4.19.
+#[derive(Debug)]
+pub struct SockArray {
+    map: MapData,
+    slots: u32,
+}
+
+/// Why a socket cannot be put into a slot.
+#[derive(Debug, thiserror::Error)]
+pub enum SetError {
+    /// It is in another sockarray or sockmap: the kernel allows one (`sk_user_data`).
+    #[error("the socket is already in another program's socket map")]
+    Elsewhere,
+    /// It stopped listening since it was found.
+    #[error("the socket no longer listens")]
+    NotListening,
+    /// Not TCP or UDP over IP (MPTCP, for one).
+    #[error("the kernel does not take this kind of socket into a reuseport map")]
+    NotSupported,
+    /// Anything else.
+    #[error(transparent)]
+    Syscall(SyscallError),
+}
+
+impl SockArray {
+    /// Takes a loaded or pinned map, after a look at its shape.
+    pub(super) fn new(map: Map) -> Result<Self, BpfError> {
+        let Map::ReusePortSockArray(map) = map else {
+            return Err(BpfError::Shape("SOCKETS is not a sockarray".to_owned()));
+        };
+        let info = map.info()?;
+        if info.key_size() != 4 || info.value_size() != 8 {
+            return Err(BpfError::Shape("SOCKETS has other key or value sizes".to_owned()));
+        }
+        Ok(Self { slots: info.max_entries(), map })
+    }
+
+    /// Number of slots.
+    pub fn slots(&self) -> u32 {
+        self.slots
+    }
+
+    /// Cookie of the socket in `slot`; `None` where it is empty.
+    pub fn cookie(&self, slot: u32) -> Result<Option<u64>, BpfError> {
+        Ok(bpf::lookup_u64(self.fd(), slot)?)
+    }
+
+    /// Cookies by slot.
+    pub fn cookies(&self) -> Result<Vec<Option<u64>>, BpfError> {
+        (0..self.slots).map(|slot| self.cookie(slot)).collect()
+    }
+
+    /// Puts `socket` into an empty `slot`.
+    pub fn set(&self, slot: u32, socket: BorrowedFd<'_>) -> Result<(), SetError> {
+        let value = socket.as_raw_fd() as u64;
+        bpf::update_u64(self.fd(), slot, value, bpf::BPF_NOEXIST).map_err(|error| {
+            match error.errno() {
+                libc::EBUSY => SetError::Elsewhere,
+                libc::EINVAL => SetError::NotListening,
+                bpf::ENOTSUPP => SetError::NotSupported,
+                _ => SetError::Syscall(error),
+            }
+        })
+    }
+
+    /// Empties every slot, so that the sockets can go into another map at once; says how many did.
+    ///
+    /// Dropping the last reference to the map would do it too, but an RCU grace period later.
+    pub fn clear(&self) -> Result<u32, BpfError> {
+        clear(self.fd(), self.slots)
+    }
+
+    fn fd(&self) -> BorrowedFd<'_> {
+        self.map.fd().as_fd()
+    }
+}
+
+/// Empties every sockarray that a foreign program uses: only on the user's explicit takeover.
+pub(super) fn clear_foreign(map_ids: &[u32]) -> Result<u32, BpfError> {
+    let mut cleared = 0;
+    for &id in map_ids {
+        let info = MapInfo::from_id(id)?;
+        if info.map_type()? == MapType::ReuseportSockArray {
+            let fd = info.fd()?;
+            cleared += clear(fd.as_fd(), info.max_entries())?;
+        }
+    }
+    Ok(cleared)
+}
+
+fn clear(map: BorrowedFd<'_>, slots: u32) -> Result<u32, BpfError> {
+    let mut cleared = 0;
+    for slot in 0..slots {
+        cleared += u32::from(bpf::delete(map, slot)?);
+    }
+    Ok(cleared)
+}
