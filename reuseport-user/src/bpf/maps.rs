@@ -66,6 +66,11 @@ impl Maps {
         Ok(self.config.set(0, bytes, 0)?)
     }
 
+    /// Entries in each half of the table.
+    pub fn half(&self) -> u32 {
+        self.table.len() / 2
+    }
+
     /// The live view's entries.
     pub fn rows(&self) -> Result<Vec<Row>, BpfError> {
         let view = self.config()?.live();

@@ -233,7 +233,7 @@ impl LockedPins {
 
     /// Puts a staged directory in the group's place; what was there goes.
     pub fn commit(&self, staged: &mut Pinned, group: &GroupKey) -> Result<(), PinsError> {
-        let place = self.pins.base.join(name(group));
+        let place = self.place(group);
         let old = self.pins.base.join(format!("{OLD}{}", name(group)));
         self.remove(&old)?;
         if place.exists() {
@@ -242,6 +242,11 @@ impl LockedPins {
         fs::rename(&staged.directory, &place).map_err(io_error("rename", &staged.directory))?;
         staged.directory = place;
         self.remove(&old)
+    }
+
+    /// Where the group's pins are, or would be.
+    pub fn place(&self, group: &GroupKey) -> PathBuf {
+        self.pins.base.join(name(group))
     }
 
     /// Where a staged directory of `group` would be; it is there only after a crash.

@@ -78,6 +78,11 @@ impl SockArray {
         })
     }
 
+    /// Empties `slot`; false where it was empty.
+    pub fn remove(&self, slot: u32) -> Result<bool, BpfError> {
+        Ok(bpf::delete(self.fd(), slot)?)
+    }
+
     /// Empties every slot, so that the sockets can go into another map at once; says how many did.
     ///
     /// Dropping the last reference to the map would do it too, but an RCU grace period later.

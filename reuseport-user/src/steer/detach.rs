@@ -1,0 +1,167 @@
+//! `detach`: gives a group back to the kernel's hash. Idempotent, and never what is not ours.
+
+use std::path::PathBuf;
+
+use serde::Serialize;
+
+use crate::bpf::maps::Sizes;
+use crate::bpf::object::{LoadOptions, Object};
+use crate::bpf::owner::Attached;
+use crate::bpf::pins::{self, LockedPins, Pins};
+use crate::discover::acquire::{AcquireError, with_listener};
+use crate::discover::{DiscoverError, Target, discover};
+use crate::model::{Group, GroupKey};
+
+use super::{Notice, Settings, SteerError, ownership};
+
+/// What became of a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Detached {
+    /// The program was taken off, the pins removed.
+    Detached,
+    /// No program of ours was attached; leftover pins, if any, were removed.
+    Already,
+    /// The group is gone; its pins were removed.
+    Cleared,
+    /// Somebody else's program is attached, and was left there; pins of ours were removed.
+    Foreign,
+}
+
+/// What was done for one group.
+#[derive(Clone, Debug, Serialize)]
+pub struct DetachReport {
+    /// The group; `None` for pins that name none.
+    pub group: Option<GroupKey>,
+    /// What became of it.
+    pub outcome: Detached,
+    /// What the user should know.
+    pub notices: Vec<Notice>,
+}
+
+/// Detaches every group of the target, and clears pins of groups on its port that are gone.
+///
+/// # Minimum kernel version
+///
+/// 5.6.
+pub fn detach(target: &Target, settings: &Settings) -> Result<Vec<DetachReport>, SteerError> {
+    let pins = Pins::at(&settings.bpffs)?.lock()?;
+    let groups = match discover(target) {
+        Ok(groups) => groups,
+        // The server may be stopped: what is left of it is still to be cleared.
+        Err(error @ DiscoverError::NobodyListens { .. }) => {
+            let reports = clear_dead(&pins, target, &[])?;
+            return if reports.is_empty() { Err(error.into()) } else { Ok(reports) };
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let mut reports = Vec::new();
+    for group in &groups {
+        reports.push(detach_group(&pins, group, target, settings)?);
+    }
+    reports.extend(clear_dead(&pins, target, &groups)?);
+    Ok(reports)
+}
+
+fn detach_group(
+    pins: &LockedPins,
+    group: &Group,
+    target: &Target,
+    settings: &Settings,
+) -> Result<DetachReport, SteerError> {
+    let of = SteerError::of(&group.key);
+    let load = LoadOptions {
+        sizes: Sizes::for_group(0, 0),
+        port: group.key.address.port(),
+        log: false,
+        verifier_log: settings.verifier_log,
+    };
+    let mut object = Object::load(&load).map_err(&of)?;
+    let attached = ownership::attached(&mut object, group, target)?;
+    ownership::recover(pins, group, &attached)?;
+    let ours = ownership::examine(pins, group, &attached)?;
+    let mut notices = Vec::new();
+    let outcome = if ours.in_force {
+        take_off(group)?;
+        Detached::Detached
+    } else {
+        match &attached {
+            Attached::Nothing => Detached::Already,
+            Attached::Unknown { why } => {
+                notices.push(Notice::new(
+                    format!("it cannot be seen whether a program is attached ({why})"),
+                    "no pins say that one of ours is, so nothing was detached",
+                ));
+                Detached::Already
+            }
+            Attached::Program { .. } | Attached::Classic => {
+                notices.push(Notice::new(
+                    SteerError::foreign(&group.key, &attached).to_string(),
+                    "detach it with the program that attached it",
+                ));
+                Detached::Foreign
+            }
+        }
+    };
+    pins.remove(&pins.place(&group.key))?;
+    Ok(DetachReport { group: Some(group.key), outcome, notices })
+}
+
+/// Detaches through any listener that is still there.
+fn take_off(group: &Group) -> Result<(), SteerError> {
+    for listener in &group.listeners {
+        match with_listener(listener, &group.key, pins::detach) {
+            Ok(result) => {
+                result.map_err(SteerError::of(&group.key))?;
+                return Ok(());
+            }
+            Err(AcquireError::Gone | AcquireError::NotTheOne { .. }) => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Err(SteerError::Vanished { group: group.key })
+}
+
+/// Removes pins on the target's port whose group is gone: no live group has their key, and no
+/// socket is left in their map.
+pub(super) fn clear_dead(
+    pins: &LockedPins,
+    target: &Target,
+    live: &[Group],
+) -> Result<Vec<DetachReport>, SteerError> {
+    let mut reports = Vec::new();
+    for (directory, pinned) in pins.list()? {
+        let Ok(pinned) = pinned else {
+            // Another version's or an incomplete one: its name still tells the port.
+            if names_port(&directory, target) && live.is_empty() {
+                pins.remove(&directory)?;
+                reports.push(DetachReport {
+                    group: None,
+                    outcome: Detached::Cleared,
+                    notices: Vec::new(),
+                });
+            }
+            continue;
+        };
+        let config = pinned.maps.config().map_err(crate::bpf::pins::PinsError::from)?;
+        let Some(key) = GroupKey::from_raw(&config.group) else { continue };
+        let ours = key.address.port() == target.port && key.protocol == target.protocol;
+        let alive = live.iter().any(|group| group.key == key);
+        let sockets = pinned.maps.sockets.cookies().map_err(crate::bpf::pins::PinsError::from)?;
+        if ours && !alive && sockets.iter().all(Option::is_none) {
+            drop(pinned);
+            pins.remove(&directory)?;
+            let outcome = Detached::Cleared;
+            reports.push(DetachReport { group: Some(key), outcome, notices: Vec::new() });
+        }
+    }
+    Ok(reports)
+}
+
+fn names_port(directory: &PathBuf, target: &Target) -> bool {
+    let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let protocol = target.protocol.to_string();
+    name.strip_prefix(&protocol)
+        .and_then(|rest| rest.split('-').nth(1))
+        .is_some_and(|port| port == target.port.to_string())
+}

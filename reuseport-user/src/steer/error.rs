@@ -1,0 +1,162 @@
+//! Why a group could not be steered, released or looked at.
+
+use crate::bpf::BpfError;
+use crate::bpf::owner::{Attached, Suspect};
+use crate::bpf::pins::PinsError;
+use crate::discover::DiscoverError;
+use crate::discover::acquire::AcquireError;
+use crate::discover::overrides::OverrideError;
+use crate::model::{GroupKey, Pid};
+use crate::plan::PlanError;
+use crate::topology::TopologyError;
+
+/// A use case that failed. Whatever it had begun was undone.
+#[derive(Debug, thiserror::Error)]
+pub enum SteerError {
+    /// No group.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// An override fits nothing.
+    #[error(transparent)]
+    Override(#[from] OverrideError),
+    /// `/sys` could not be read.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+    /// No plan.
+    #[error(transparent)]
+    Plan(#[from] PlanError),
+    /// Pins cannot be used.
+    #[error(transparent)]
+    Pins(#[from] PinsError),
+    /// The kernel refused.
+    #[error("{group}: {source}")]
+    Bpf {
+        /// The group.
+        group: GroupKey,
+        /// The refusal.
+        #[source]
+        source: BpfError,
+    },
+    /// A listener could not be taken.
+    #[error(transparent)]
+    Acquire(#[from] AcquireError),
+    /// One listener: there is nothing to choose between.
+    #[error(
+        "{group}: only one listener is in the group, so there is nothing to choose between; start \
+         more workers with SO_REUSEPORT on this address (PgBouncer: one process per core with \
+         `so_reuseport = 1`; nginx: `worker_processes auto`; HAProxy: `nbthread` above 1)"
+    )]
+    GroupOfOne {
+        /// The group.
+        group: GroupKey,
+    },
+    /// It is not known who serves a listener, so it is not known on which CPU.
+    #[error(
+        "{group}: it cannot be seen who serves {count} of {of} listeners ({reason}); say it with \
+         --worker PID[/TID]=CPU, or with --order CPUS (in order of creation), or choose \
+         --policy hash"
+    )]
+    UnknownWorkers {
+        /// The group.
+        group: GroupKey,
+        /// Listeners that nobody is known to serve.
+        count: usize,
+        /// Listeners of the group.
+        of: usize,
+        /// Why the first of them is not known.
+        reason: String,
+    },
+    /// Somebody else's program steers the group.
+    #[error(
+        "{group}: another program is attached ({owner}); it is left alone. If it may be replaced, \
+         add --takeover: detaching later does not bring it back"
+    )]
+    Foreign {
+        /// The group.
+        group: GroupKey,
+        /// Whose, as far as it is known.
+        owner: String,
+    },
+    /// Perhaps somebody else's.
+    #[error(
+        "{group}: it cannot be seen whether another program is attached ({why}), and {} of the \
+         reuseport type {} loaded ({}); if none of them is this group's, add --takeover",
+        if suspects.len() == 1 { "one".to_owned() } else { suspects.len().to_string() },
+        if suspects.len() == 1 { "is" } else { "are" },
+        names(suspects)
+    )]
+    Suspicious {
+        /// The group.
+        group: GroupKey,
+        /// Why it cannot be seen.
+        why: String,
+        /// Which programs.
+        suspects: Vec<Suspect>,
+    },
+    /// A socket is in another program's map.
+    #[error(
+        "{group}: a listener of process {pid} is in another program's socket map, and the kernel \
+         allows one (`bpftool map` lists them); stop that program, or add --takeover if it is \
+         attached to this group"
+    )]
+    SocketTaken {
+        /// The group.
+        group: GroupKey,
+        /// Who holds the listener.
+        pid: Pid,
+    },
+    /// A socket could not be put into the map.
+    #[error("{group}: a listener of process {pid} does not go into the map: {source}")]
+    Fill {
+        /// The group.
+        group: GroupKey,
+        /// Who holds the listener.
+        pid: Pid,
+        /// Why not.
+        #[source]
+        source: crate::bpf::sockarray::SetError,
+    },
+    /// Every worker exited while we were at it.
+    #[error("{group}: its listeners went away meanwhile; run the command again")]
+    Vanished {
+        /// The group.
+        group: GroupKey,
+    },
+    /// `--weight` names nobody.
+    #[error("--weight {pid}{}: that worker serves none of the listeners found", thread(*tid))]
+    UnusedWeight {
+        /// The process.
+        pid: Pid,
+        /// The thread.
+        tid: Option<Pid>,
+    },
+}
+
+impl SteerError {
+    /// Adds the group to an error of the kernel's.
+    pub(super) fn of(group: &GroupKey) -> impl Fn(BpfError) -> Self {
+        let group = *group;
+        move |source| Self::Bpf { group, source }
+    }
+
+    /// Somebody else's program.
+    pub(super) fn foreign(group: &GroupKey, attached: &Attached) -> Self {
+        let owner = match attached {
+            Attached::Program { id } => match crate::bpf::owner::program_name(*id) {
+                Some(name) => format!("BPF program {id} `{name}`"),
+                None => format!("BPF program {id}"),
+            },
+            _ => "a classic BPF program".to_owned(),
+        };
+        Self::Foreign { group: *group, owner }
+    }
+}
+
+fn thread(tid: Option<Pid>) -> String {
+    tid.map_or_else(String::new, |tid| format!("/{tid}"))
+}
+
+fn names(suspects: &[Suspect]) -> String {
+    let name = |suspect: &Suspect| format!("{} `{}`", suspect.id, suspect.name);
+    suspects.iter().map(name).collect::<Vec<_>>().join(", ")
+}

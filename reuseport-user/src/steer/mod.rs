@@ -1,0 +1,85 @@
+//! The use cases, where the stages meet: attach, detach, status.
+//!
+//! Each works group by group, under the pins' lock where it changes anything, and reports what it
+//! did as values; printing them is the command line's work.
+
+pub mod attach;
+pub mod detach;
+mod error;
+mod fill;
+mod ownership;
+mod pin_workers;
+pub mod status;
+
+use std::fs::File;
+use std::path::PathBuf;
+
+pub use attach::{AttachOptions, AttachReport, attach};
+pub use detach::{DetachReport, Detached, detach};
+pub use error::SteerError;
+use serde::Serialize;
+pub use status::{GroupStatus, status};
+
+use crate::discover::{NetnsChoice, Target};
+use crate::model::{Group, Pid};
+use crate::sys::netns;
+
+/// Where pins live and how much the verifier says: the same for every use case.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Mount point of bpffs, usually [`crate::bpf::pins::BPFFS`].
+    pub bpffs: PathBuf,
+    /// Keep the verifier's whole log in errors.
+    pub verifier_log: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Self {
+        Self { bpffs: crate::bpf::pins::BPFFS.into(), verifier_log: false }
+    }
+}
+
+/// A worker's share, as the user gives it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weight {
+    /// The process.
+    pub pid: Pid,
+    /// The thread, where one is meant.
+    pub tid: Option<Pid>,
+    /// Percent of a normal share; 0 takes no part.
+    pub percent: u32,
+}
+
+/// Something the user should know, and what to do about it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Notice {
+    /// What is so.
+    pub what: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+impl Notice {
+    fn new(what: impl Into<String>, remedy: impl Into<String>) -> Self {
+        Self { what: what.into(), remedy: remedy.into() }
+    }
+}
+
+/// Runs `work` in the network namespace of `group`.
+fn in_netns<R: Send>(
+    group: &Group,
+    target: &Target,
+    work: impl FnOnce() -> R + Send,
+) -> Result<R, SteerError> {
+    if group.netns.own {
+        return Ok(work());
+    }
+    let path = match (&target.netns, group.netns.pid) {
+        (NetnsChoice::Path(path), _) => path.clone(),
+        (_, Some(pid)) => PathBuf::from(format!("/proc/{pid}/ns/net")),
+        (_, None) => return Ok(work()),
+    };
+    let file: File = netns::open(&path)
+        .map_err(|source| crate::discover::DiscoverError::OpenNetns { path, source })?;
+    netns::inside(&file, work).map_err(|error| crate::discover::DiscoverError::from(error).into())
+}

@@ -1,0 +1,144 @@
+//! Whose program a group runs, and whether it is ours to replace or remove.
+
+use crate::bpf::BpfError;
+use crate::bpf::object::Object;
+use crate::bpf::owner::{self, Attached};
+use crate::bpf::pins::{Found, LockedPins, Pinned, PinsError};
+use crate::discover::Target;
+use crate::model::Group;
+
+use super::{Notice, SteerError, in_netns};
+
+/// What is attached to `group`, asked of the kernel through `object`.
+///
+/// Only the lack of BTF or of `CAP_PERFMON` makes it unknown; for UDP there is no iterator here.
+pub(super) fn attached(
+    object: &mut Object,
+    group: &Group,
+    target: &Target,
+) -> Result<Attached, SteerError> {
+    if group.key.protocol != crate::model::Protocol::Tcp {
+        let why = "the kernel is asked about TCP listeners only".to_owned();
+        return Ok(Attached::Unknown { why });
+    }
+    match in_netns(group, target, || owner::members(object))? {
+        Ok(members) => {
+            let mut found = group.listeners.iter().filter_map(|it| members.get(&it.cookie));
+            Ok(match found.next() {
+                Some(member) => Attached::from_member(member),
+                None => Attached::Unknown { why: "its listeners changed meanwhile".to_owned() },
+            })
+        }
+        Err(error @ (BpfError::Btf(_) | BpfError::NotPermitted { .. } | BpfError::Load(_))) => {
+            Ok(Attached::Unknown { why: error.to_string() })
+        }
+        Err(error) => Err(SteerError::of(&group.key)(error)),
+    }
+}
+
+/// The group's pins and what they mean now.
+pub(super) struct Ours {
+    /// The pins, if they can be read.
+    pub(super) pinned: Option<Pinned>,
+    /// Whether their program is the one attached.
+    pub(super) in_force: bool,
+    /// What the user should know.
+    pub(super) notices: Vec<Notice>,
+}
+
+/// Puts right what a crash between two steps left behind, so that the group has its pins in place
+/// or none.
+pub(super) fn recover(
+    pins: &LockedPins,
+    group: &Group,
+    attached: &Attached,
+) -> Result<(), PinsError> {
+    let staged = pins.staged(&group.key);
+    if staged.exists() {
+        match Pinned::open(staged.clone()) {
+            // Killed between attaching and renaming: all but the name is done.
+            Ok(mut pinned) if *attached == (Attached::Program { id: pinned.program_id }) => {
+                pins.commit(&mut pinned, &group.key)?;
+            }
+            _ => pins.remove(&staged)?,
+        }
+    }
+    // Killed between the two renames: the old one is not attached any more, or it would be in place.
+    pins.remove(&pins.replaced(&group.key))
+}
+
+/// Opens the group's pins and compares them with what is attached.
+pub(super) fn examine(
+    pins: &LockedPins,
+    group: &Group,
+    attached: &Attached,
+) -> Result<Ours, SteerError> {
+    let mut notices = Vec::new();
+    let pinned = match pins.open(&group.key) {
+        Ok(pinned) => pinned,
+        // Made by another version, or half removed: nothing here can be used.
+        Err(PinsError::Bpf(BpfError::Shape(what))) => {
+            notices.push(Notice::new(
+                format!("the pins are another version's ({what})"),
+                "they are replaced by `attach`, removed by `detach`",
+            ));
+            None
+        }
+        Err(PinsError::Io { source, .. }) if source.kind() == std::io::ErrorKind::NotFound => {
+            notices.push(Notice::new(
+                "the pins are incomplete",
+                "they are replaced by `attach`, removed by `detach`",
+            ));
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
+    let in_force = match (&pinned, attached) {
+        (None, _) | (_, Attached::Nothing | Attached::Classic) => false,
+        (Some(pinned), Attached::Program { id }) => pinned.program_id == *id,
+        // Nothing better to go by: ours holds sockets of this group, and sockets are in one map only.
+        (Some(pinned), Attached::Unknown { .. }) => holds_any(pinned, group)?,
+    };
+    Ok(Ours { pinned, in_force, notices })
+}
+
+/// Refuses to touch what is somebody else's, unless told to.
+pub(super) fn permit(
+    pins: &LockedPins,
+    group: &Group,
+    attached: &Attached,
+    ours: &Ours,
+    takeover: bool,
+) -> Result<(), SteerError> {
+    if ours.in_force || takeover {
+        return Ok(());
+    }
+    match attached {
+        Attached::Nothing => Ok(()),
+        Attached::Program { .. } | Attached::Classic => {
+            Err(SteerError::foreign(&group.key, attached))
+        }
+        Attached::Unknown { why } => {
+            let ids: Vec<u32> = pins
+                .list()?
+                .into_iter()
+                .filter_map(|(_, found): Found| found.ok())
+                .map(|pinned| pinned.program_id)
+                .collect();
+            // Listing programs takes CAP_SYS_ADMIN; without it nothing suggests a foreign one.
+            match owner::suspects(&ids) {
+                Ok(suspects) if !suspects.is_empty() => {
+                    Err(SteerError::Suspicious { group: group.key, why: why.clone(), suspects })
+                }
+                _ => Ok(()),
+            }
+        }
+    }
+}
+
+/// Whether a listener of the group sits in the pinned map.
+fn holds_any(pinned: &Pinned, group: &Group) -> Result<bool, SteerError> {
+    let cookies = pinned.maps.sockets.cookies().map_err(SteerError::of(&group.key))?;
+    let is_member = |cookie: u64| group.listeners.iter().any(|it| it.cookie == cookie);
+    Ok(cookies.into_iter().flatten().any(is_member))
+}
