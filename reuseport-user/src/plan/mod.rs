@@ -199,7 +199,7 @@ pub enum PlanError {
         /// Rows of the table.
         rows: u32,
     },
-    /// More seats than a table of [`spread`] has rows.
+    /// More seats than the table of a policy that knows no CPUs has rows.
     #[error("plan: {0} workers are more than a table can name")]
     TooManySeats(usize),
 }

@@ -3,7 +3,7 @@
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
 
-use crate::model::Cpu;
+use crate::model::{Cpu, CpuSet};
 use crate::plan::near::Near;
 use crate::plan::share::Dealer;
 use crate::plan::{Seat, Why};
@@ -59,7 +59,7 @@ fn find_visitors(topology: &Topology, seats: &[&Seat], stations: &[Station]) -> 
         let tenants = station.seats.iter().map(|seat| &seats[*seat].cpus);
         for cpu in tenants
             .filter(|cpus| !online.is_subset(cpus))
-            .flat_map(|cpus| cpus.iter())
+            .flat_map(CpuSet::iter)
         {
             if let Some(stations) = visitors.get_mut(cpu as usize)
                 && stations.last() != Some(&index)
@@ -108,9 +108,10 @@ impl Filler<'_> {
     fn borrowers(&self) -> Vec<Cpu> {
         let rank = |cpu: Cpu| {
             let info = self.topology.get(cpu);
-            let distance = match self.visitors[cpu as usize].is_empty() {
-                true => self.nearest(cpu, None).map(|(distance, _)| distance),
-                false => Some(Distance::Same),
+            let distance = if self.visitors[cpu as usize].is_empty() {
+                self.nearest(cpu, None).map(|(distance, _)| distance)
+            } else {
+                Some(Distance::Same)
             };
             (Reverse(info.map(|info| info.online)), distance, cpu)
         };

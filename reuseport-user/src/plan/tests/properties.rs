@@ -135,7 +135,7 @@ fn check_borrowers(plan: &Plan, topology: &Topology) -> Result<(), TestCaseError
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig::with_cases(96))]
+    #![proptest_config(ProptestConfig::with_cases(64))]
 
     #[test]
     fn cpu_plans_keep_the_rules(topology in topologies(), seats in some_seats()) {
