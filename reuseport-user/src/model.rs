@@ -161,6 +161,8 @@ pub enum Evidence {
     EpollSet,
     /// Only one process has it open.
     SoleHolder,
+    /// It has it open, as a sibling of those that were seen or because nobody was seen.
+    Family,
 }
 
 /// A process or thread that accepts from a listener.

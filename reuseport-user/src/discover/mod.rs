@@ -1,1 +1,136 @@
-//! (being written)
+//! Who listens on a port, who serves each listener, and on which CPUs; and taking a listener over
+//! for a moment.
+//!
+//! [`discover`] asks the kernel for the sockets (`sock_diag`), `/proc` for the processes that have
+//! them open, and looks at those processes where holding a listener does not say who serves it.
+//! [`acquire`] duplicates one listener for as long as a closure runs.
+
+pub mod acquire;
+mod error;
+mod evidence;
+mod namespaces;
+pub mod overrides;
+mod procfs;
+mod sock_diag;
+mod target;
+mod workers;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+pub use error::{Candidate, DiscoverError};
+pub use target::{NetnsChoice, Target};
+
+use self::namespaces::{Found, Place};
+use self::sock_diag::{Kind, Socket};
+use crate::model::{Group, GroupKey, Holder, Listener, Netns, Protocol, Served};
+
+/// Finds the groups that `target` means, their listeners, and who serves them.
+///
+/// Groups come in order of family, address, device; listeners in order of cookie. Changes nothing
+/// but for the socket cookies that the kernel makes on request.
+pub fn discover(target: &Target) -> Result<Vec<Group>, DiscoverError> {
+    let Found { mut place, mut sockets } = namespaces::find(target)?;
+    choose(&mut sockets, target)?;
+    let mut inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
+    inodes.sort_unstable();
+    let holders = procfs::holders(&inodes);
+    let unheld = inodes.iter().any(|inode| !holders.by_inode.contains_key(inode));
+    if unheld && target.protocol == Protocol::Tcp {
+        refuse_multipath(&mut place, &sockets, target.port)?;
+    }
+    let reason = why_unheld(holders.unreadable);
+    if holders.by_inode.is_empty() {
+        let listeners = sockets.len();
+        return Err(DiscoverError::NoHolder { port: target.port, listeners, reason });
+    }
+    let mut groups = group(place.netns(), target.protocol, sockets, holders.by_inode);
+    workers::assign(&mut groups, &reason);
+    Ok(groups)
+}
+
+/// Keeps the sockets on the addresses that were asked for.
+fn choose(sockets: &mut Vec<Socket>, target: &Target) -> Result<(), DiscoverError> {
+    let has = |address: IpAddr| sockets.iter().any(|socket| socket.address.ip() == address);
+    if let Some(&address) = target.addrs.iter().find(|&&address| !has(address)) {
+        let mut found: Vec<_> = sockets.iter().map(|socket| socket.address).collect();
+        found.sort_unstable();
+        found.dedup();
+        return Err(DiscoverError::AddressNotFound { port: target.port, address, found });
+    }
+    if !target.addrs.is_empty() {
+        sockets.retain(|socket| target.addrs.contains(&socket.address.ip()));
+    }
+    Ok(())
+}
+
+/// A listener that no process has open may be the inner half of a multipath one.
+fn refuse_multipath(
+    place: &mut Place,
+    sockets: &[Socket],
+    port: u16,
+) -> Result<(), DiscoverError> {
+    // Kernels without multipath have no handler for this; then there is nothing to refuse.
+    let Ok(outer) = place.list(Kind::MptcpListeners, port) else { return Ok(()) };
+    let address = |socket: &Socket| socket.address;
+    let ours = outer.iter().filter(|outer| sockets.iter().map(address).any(|it| it == outer.address));
+    let mut inodes: Vec<u64> = ours.map(|socket| socket.inode).collect();
+    inodes.sort_unstable();
+    let holders = procfs::holders(&inodes).by_inode;
+    let Some((inode, Some(holder))) =
+        holders.iter().next().map(|(inode, holders)| (inode, holders.first()))
+    else {
+        return Ok(());
+    };
+    let Some(socket) = outer.iter().find(|socket| socket.inode == *inode) else { return Ok(()) };
+    let name = procfs::name(holder.pid);
+    Err(DiscoverError::Mptcp { pid: holder.pid, name, address: socket.address })
+}
+
+/// Why a listener has no holder that we can see.
+fn why_unheld(unreadable: usize) -> String {
+    if unreadable > 0 {
+        format!(
+            "{unreadable} processes do not let us see what they have open; CAP_SYS_PTRACE is missing \
+             (being uid 0 without it does not help)"
+        )
+    } else {
+        "its process is in another pid namespace (share it: shareProcessNamespace, hostPID), \
+         hidden by /proc's hidepid, or just ended"
+            .to_owned()
+    }
+}
+
+/// Sorts sockets into groups.
+fn group(
+    netns: &Netns,
+    protocol: Protocol,
+    sockets: Vec<Socket>,
+    mut holders: BTreeMap<u64, Vec<Holder>>,
+) -> Vec<Group> {
+    let mut groups: BTreeMap<_, Group> = BTreeMap::new();
+    for socket in sockets {
+        let Socket { address, v6only, device, uid, inode, cookie, queued, backlog } = socket;
+        let key = GroupKey { netns: netns.cookie, protocol, address, v6only, device, uid };
+        let listeners = Vec::new();
+        let group = groups
+            .entry((address, device, v6only, uid))
+            .or_insert_with(|| Group { key, netns: netns.clone(), listeners });
+        group.listeners.push(Listener {
+            cookie,
+            inode,
+            queued,
+            backlog,
+            holders: holders.remove(&inode).unwrap_or_default(),
+            served: Served::Unknown(String::new()),
+        });
+    }
+    let mut groups: Vec<Group> = groups.into_values().collect();
+    for group in &mut groups {
+        group.listeners.sort_unstable_by_key(|listener| listener.cookie);
+    }
+    groups
+}
+
+#[cfg(test)]
+mod tests;

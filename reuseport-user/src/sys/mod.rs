@@ -11,6 +11,7 @@ pub mod caps;
 pub mod netlink;
 pub mod netns;
 pub mod pidfd;
+pub mod procfd;
 pub mod sched;
 pub mod sockopt;
 

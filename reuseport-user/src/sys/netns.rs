@@ -1,1 +1,117 @@
-//! (being written)
+//! Network namespaces: which one a thread is in, and doing something inside another.
+#![expect(unsafe_code, reason = "setns has no safe wrapper in std")]
+
+use std::fs::File;
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _};
+use std::os::linux::fs::MetadataExt as _;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
+
+use super::{SyscallError, check, sockopt};
+
+/// The calling thread's namespace.
+pub const OWN: &str = "/proc/thread-self/ns/net";
+
+/// Why nothing could be done inside a namespace.
+#[derive(Debug, thiserror::Error)]
+pub enum NetnsError {
+    /// `setns` is for `CAP_SYS_ADMIN` alone.
+    #[error(
+        "cannot enter another network namespace: CAP_SYS_ADMIN is missing; run inside it \
+         (`nsenter --net=...`, or the sidecar in the same pod) or grant the capability"
+    )]
+    NotPermitted(#[source] SyscallError),
+    /// The file is not a network namespace.
+    #[error("not a network namespace (expected a file such as /run/netns/NAME or /proc/PID/ns/net)")]
+    NotNetns(#[source] SyscallError),
+    /// Anything else.
+    #[error(transparent)]
+    Syscall(#[from] SyscallError),
+}
+
+/// Inode of a namespace file, as `lsns` shows it.
+pub fn inode(path: &Path) -> io::Result<u64> {
+    Ok(path.metadata()?.st_ino())
+}
+
+/// `SO_NETNS_COOKIE` of the calling thread's namespace, or `inode` where the kernel has none.
+pub fn cookie(inode: u64) -> Result<u64, SyscallError> {
+    let socket = std::os::unix::net::UnixDatagram::unbound()
+        .map_err(|source| SyscallError { call: "socket(AF_UNIX)", source })?;
+    match sockopt::netns_cookie(socket.as_fd()) {
+        Err(error) if error.errno() == libc::ENOPROTOOPT => Ok(inode),
+        result => result,
+    }
+}
+
+/// Runs `work` inside the namespace, on a thread that does nothing else and ends with it: no code of
+/// ours can find itself in the wrong namespace afterwards.
+pub fn inside<R: Send>(
+    netns: &File,
+    work: impl FnOnce() -> R + Send,
+) -> Result<R, NetnsError> {
+    // setns() would answer EINVAL for a device or directory too, but opening one may block; the
+    // caller opened it, so a plain check is all that is left to do.
+    let thread = || {
+        // SAFETY: takes two numbers; changes only this thread, which ends with the closure.
+        let result = unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) };
+        match check("setns(CLONE_NEWNET)", i64::from(result)) {
+            Ok(_) => Ok(work()),
+            Err(error) if error.errno() == libc::EPERM => Err(NetnsError::NotPermitted(error)),
+            Err(error) if error.errno() == libc::EINVAL => Err(NetnsError::NotNetns(error)),
+            Err(error) => Err(error.into()),
+        }
+    };
+    std::thread::scope(|scope| {
+        let handle = std::thread::Builder::new()
+            .name("netns".into())
+            .spawn_scoped(scope, thread)
+            .map_err(|source| SyscallError { call: "clone(thread)", source })?;
+        handle.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+}
+
+/// Opens a namespace file; refuses what is not a regular file before opening it, so that a FIFO or
+/// a device given by mistake is never touched.
+pub fn open(path: &Path) -> io::Result<File> {
+    let kind = path.metadata()?.file_type();
+    if kind.is_fifo() || kind.is_char_device() || kind.is_block_device() || kind.is_dir() {
+        return Err(io::Error::from_raw_os_error(libc::EINVAL));
+    }
+    File::open(path)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn works_inside_another_and_stays_outside() {
+        let here = inode(Path::new(OWN)).unwrap();
+        let (file, there) = std::thread::spawn(|| {
+            // SAFETY: takes a number; changes only this thread, which ends with the closure.
+            let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+            check("unshare(CLONE_NEWNET)", i64::from(result)).unwrap();
+            (open(Path::new(OWN)).unwrap(), inode(Path::new(OWN)).unwrap())
+        })
+        .join()
+        .unwrap();
+        assert_ne!(here, there);
+        let seen = inside(&file, || (inode(Path::new(OWN)).unwrap(), cookie(there).unwrap()));
+        let (seen, inner) = seen.unwrap();
+        assert_eq!(seen, there);
+        assert_eq!(inode(Path::new(OWN)).unwrap(), here);
+        assert_ne!(inner, cookie(here).unwrap());
+    }
+
+    #[test]
+    fn refuses_what_is_no_namespace() {
+        let file = File::open("/proc/self/status").unwrap();
+        assert!(matches!(inside(&file, || ()), Err(NetnsError::NotNetns(_))));
+        let other = File::open("/proc/self/ns/uts").unwrap();
+        assert!(matches!(inside(&other, || ()), Err(NetnsError::NotNetns(_))));
+        assert!(open(Path::new("/dev/null")).is_err());
+        assert!(open(Path::new("/proc")).is_err());
+    }
+}

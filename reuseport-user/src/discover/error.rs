@@ -1,0 +1,120 @@
+//! What can go wrong in discovery, and what to do about it.
+
+use std::fmt;
+use std::io;
+use std::net::{IpAddr, SocketAddr};
+use std::path::PathBuf;
+
+use crate::model::{Netns, Pid, Protocol};
+use crate::sys::SyscallError;
+use crate::sys::netlink::DumpError;
+use crate::sys::netns::NetnsError;
+
+/// A namespace with listeners on the port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Candidate {
+    /// Where; `pid` is a process that holds one of the listeners if there is one.
+    pub netns: Netns,
+    /// Name of that process.
+    pub name: String,
+    /// Addresses listened on.
+    pub addresses: Vec<SocketAddr>,
+}
+
+impl fmt::Display for Candidate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let addresses = list(&self.addresses);
+        match self.netns.pid {
+            Some(pid) => write!(f, "--pid {pid}: {} on {addresses}", self.name)?,
+            None => write!(f, "namespace {}: {addresses}", self.netns.inode)?,
+        }
+        if self.netns.own { f.write_str(" (this namespace)") } else { Ok(()) }
+    }
+}
+
+/// Why no group was found.
+#[derive(Debug, thiserror::Error)]
+pub enum DiscoverError {
+    /// No socket of that kind on the port.
+    #[error("nobody listens on {protocol} port {port}: looked in {looked}{hint}")]
+    NobodyListens {
+        /// The port.
+        port: u16,
+        /// The transport.
+        protocol: Protocol,
+        /// Where we looked, and where we could not.
+        looked: String,
+        /// What was found instead; empty, or begins with a separator.
+        hint: String,
+    },
+    /// Listeners in several namespaces.
+    #[error("port {port} is listened on in {} network namespaces; pick one:{}", candidates.len(), lines(candidates))]
+    Ambiguous {
+        /// The port.
+        port: u16,
+        /// Where.
+        candidates: Vec<Candidate>,
+    },
+    /// Nobody listens on an address that was asked for.
+    #[error("nobody listens on address {address} of port {port}; these are listened on: {}", list(found))]
+    AddressNotFound {
+        /// The port.
+        port: u16,
+        /// The address.
+        address: IpAddr,
+        /// What there is.
+        found: Vec<SocketAddr>,
+    },
+    /// A multipath TCP listener, which no BPF map takes.
+    #[error(
+        "process {pid} ({name}) listens on {address} with multipath TCP, which cannot be steered: let it \
+         listen with plain TCP (Go: GODEBUG=multipathtcp=0) or set net.mptcp.enabled=0, and restart it"
+    )]
+    Mptcp {
+        /// Who.
+        pid: Pid,
+        /// Its name.
+        name: String,
+        /// Where it listens.
+        address: SocketAddr,
+    },
+    /// There are listeners, and no process that we can see holds any.
+    #[error("{listeners} listener(s) on port {port}, but no visible process has them open: {reason}")]
+    NoHolder {
+        /// The port.
+        port: u16,
+        /// How many.
+        listeners: usize,
+        /// Why that may be.
+        reason: String,
+    },
+    /// The namespace that was asked for cannot be opened.
+    #[error("network namespace {path}: {source}", path = path.display())]
+    OpenNetns {
+        /// Its file.
+        path: PathBuf,
+        /// Why.
+        #[source]
+        source: io::Error,
+    },
+    /// No such process.
+    #[error("there is no process {0} (--pid takes a process id as this namespace sees it)")]
+    NoProcess(Pid),
+    /// The namespace that was asked for cannot be entered.
+    #[error(transparent)]
+    EnterNetns(#[from] NetnsError),
+    /// The kernel could not list sockets.
+    #[error(transparent)]
+    Dump(#[from] DumpError),
+    /// Another system call failed.
+    #[error(transparent)]
+    Syscall(#[from] SyscallError),
+}
+
+fn list(addresses: &[SocketAddr]) -> String {
+    addresses.iter().map(ToString::to_string).collect::<Vec<_>>().join(", ")
+}
+
+fn lines(candidates: &[Candidate]) -> String {
+    candidates.iter().map(|candidate| format!("\n  {candidate}")).collect()
+}

@@ -1,0 +1,171 @@
+//! What `/proc` tells about processes: who has a socket open, names, parents, threads.
+
+use std::collections::BTreeMap;
+use std::fs::{self, File};
+use std::io;
+use std::path::PathBuf;
+
+use crate::model::{CpuSet, Holder, Pid};
+use crate::sys::procfd::Scanner;
+use crate::sys::sched;
+
+/// Ids of all visible processes, ascending.
+pub(crate) fn pids() -> Vec<Pid> {
+    numbers("/proc")
+}
+
+/// Ids of a process's threads, ascending; without the workers of io_uring, which are the kernel's
+/// and accept nothing by themselves.
+pub(crate) fn tids(pid: Pid) -> Vec<Pid> {
+    let mut tids = numbers(&format!("/proc/{pid}/task"));
+    if tids.len() > 1 {
+        tids.retain(|&tid| !thread_name(pid, tid).starts_with("iou-"));
+    }
+    tids
+}
+
+/// The numeric entries of a directory.
+fn numbers(directory: &str) -> Vec<Pid> {
+    let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
+    let mut numbers: Vec<Pid> = entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .collect();
+    numbers.sort_unstable();
+    numbers
+}
+
+/// Inode of the network namespace a process lives in; needs ptrace read access to it.
+pub(crate) fn netns(pid: Pid) -> io::Result<u64> {
+    let link = fs::read_link(format!("/proc/{pid}/ns/net"))?;
+    let inode = inode(link.as_os_str().as_encoded_bytes(), b"net:[");
+    inode.ok_or_else(|| io::Error::from(io::ErrorKind::InvalidData))
+}
+
+/// `comm` of a process; its number when it is gone.
+pub(crate) fn name(pid: Pid) -> String {
+    thread_name(pid, pid)
+}
+
+/// `comm` of a thread; its number when it is gone.
+pub(crate) fn thread_name(pid: Pid, tid: Pid) -> String {
+    fs::read_to_string(format!("/proc/{pid}/task/{tid}/comm"))
+        .map_or_else(|_| tid.to_string(), |comm| comm.trim_end().to_owned())
+}
+
+/// Parent of a process; 0 when it has none we can see.
+pub(crate) fn parent(pid: Pid) -> Pid {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+    // The name in parentheses may hold anything, parentheses too.
+    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
+    fields.split_whitespace().nth(1).and_then(|ppid| ppid.parse().ok()).unwrap_or(0)
+}
+
+/// CPUs a thread may run on; empty when it is gone.
+pub(crate) fn affinity(tid: Pid) -> CpuSet {
+    sched::affinity(tid).unwrap_or_default()
+}
+
+/// The number in `socket:[123]` or `net:[123]`.
+fn inode(link: &[u8], prefix: &[u8]) -> Option<u64> {
+    let digits = link.strip_prefix(prefix)?.strip_suffix(b"]")?;
+    std::str::from_utf8(digits).ok()?.parse().ok()
+}
+
+/// One open descriptor of interest.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Open {
+    /// A socket, by inode.
+    Socket(u64),
+    /// An epoll set.
+    Epoll,
+    /// An io_uring.
+    IoUring,
+}
+
+impl Open {
+    fn from_link(link: &[u8]) -> Option<Self> {
+        match link {
+            b"anon_inode:[eventpoll]" => Some(Self::Epoll),
+            b"anon_inode:[io_uring]" => Some(Self::IoUring),
+            _ => inode(link, b"socket:[").map(Self::Socket),
+        }
+    }
+}
+
+/// Everything of interest that a process has open.
+pub(crate) fn open_files(pid: Pid) -> Result<Vec<(i32, Open)>, io::Error> {
+    let directory = File::open(format!("/proc/{pid}/fd"))?;
+    let mut found = Vec::new();
+    Scanner::default()
+        .scan(&directory, |fd, link| found.extend(Open::from_link(link).map(|open| (fd, open))))
+        .map_err(|error| error.source)?;
+    Ok(found)
+}
+
+/// Who has which socket open.
+#[derive(Debug, Default)]
+pub(crate) struct Holders {
+    /// By inode, in order of process and descriptor.
+    pub(crate) by_inode: BTreeMap<u64, Vec<Holder>>,
+    /// Processes whose descriptors we may not see.
+    pub(crate) unreadable: usize,
+}
+
+/// Looks through every process for the sockets `inodes` (sorted).
+///
+/// Processes that end meanwhile are left out.
+pub(crate) fn holders(inodes: &[u64]) -> Holders {
+    let mut holders = Holders::default();
+    let mut scanner = Scanner::default();
+    for pid in pids() {
+        let scanned = File::open(PathBuf::from(format!("/proc/{pid}/fd"))).and_then(|directory| {
+            let result = scanner.scan(&directory, |fd, link| {
+                let Some(inode) = inode(link, b"socket:[") else { return };
+                if inodes.binary_search(&inode).is_ok() {
+                    holders.by_inode.entry(inode).or_default().push(Holder { pid, fd });
+                }
+            });
+            result.map_err(|error| error.source)
+        });
+        if let Err(error) = scanned
+            && error.kind() == io::ErrorKind::PermissionDenied
+        {
+            holders.unreadable += 1;
+        }
+    }
+    for list in holders.by_inode.values_mut() {
+        list.sort_unstable();
+    }
+    holders
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn links_are_told_apart() {
+        for (link, expected) in [
+            (&b"socket:[12345]"[..], Some(Open::Socket(12345))),
+            (b"anon_inode:[eventpoll]", Some(Open::Epoll)),
+            (b"anon_inode:[io_uring]", Some(Open::IoUring)),
+            (b"socket:[]", None),
+            (b"socket:[12", None),
+            (b"socket:[1x]", None),
+            (b"/tmp/socket:[1]", None),
+            (b"pipe:[12345]", None),
+        ] {
+            assert_eq!(Open::from_link(link), expected);
+        }
+    }
+
+    #[test]
+    fn describes_this_process() {
+        let me = std::process::id();
+        assert!(pids().contains(&me));
+        assert!(tids(me).contains(&me));
+        assert_eq!(parent(me), std::os::unix::process::parent_id());
+        assert_eq!(netns(me).unwrap(), crate::sys::netns::inode("/proc/self/ns/net".as_ref()).unwrap());
+        assert_eq!(name(4_194_305), "4194305");
+    }
+}

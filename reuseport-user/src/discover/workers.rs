@@ -1,0 +1,223 @@
+//! Who serves each listener, concluded from who holds it and what they were seen doing.
+//!
+//! - One process holds it: that process serves it. Which of its threads matters only when they run
+//!   on different CPUs, or when the process has several listeners of the group (one per thread).
+//! - Several hold it (nginx, pre-forked families): those that were seen waiting for it or whose epoll
+//!   set watches it, not the parent that opened it for them.
+//! - What cannot be known is said to be unknown, with the way to tell us.
+
+use std::collections::BTreeMap;
+
+use super::evidence::sample::{self, Process};
+use crate::model::{Evidence, Group, Holder, Pid, Served, Worker};
+
+/// What to do where discovery cannot know.
+const REMEDY: &str = "say who does: --worker PID[/TID]=CPU, or --order CPUS";
+
+/// Fills in `served` for the listeners of `groups`. `unheld` explains listeners nobody holds.
+pub(crate) fn assign(groups: &mut [Group], unheld: &str) {
+    let processes = examine(groups);
+    for group in groups {
+        let peers: Vec<u64> = group.listeners.iter().map(|listener| listener.inode).collect();
+        for listener in &mut group.listeners {
+            listener.served = if listener.holders.is_empty() {
+                Served::Unknown(unheld.to_owned())
+            } else {
+                served(listener.inode, &peers, &listener.holders, &processes)
+            };
+        }
+    }
+}
+
+/// Describes the holders, and looks closer at those where it matters.
+fn examine(groups: &[Group]) -> BTreeMap<Pid, Process> {
+    let mut held: BTreeMap<Pid, Vec<(i32, u64)>> = BTreeMap::new();
+    let mut inodes = Vec::new();
+    let mut shared: Vec<Pid> = Vec::new();
+    for listener in groups.iter().flat_map(|group| &group.listeners) {
+        inodes.push(listener.inode);
+        for holder in &listener.holders {
+            held.entry(holder.pid).or_default().push((holder.fd, listener.inode));
+        }
+        if distinct(&listener.holders).count() > 1 {
+            shared.extend(distinct(&listener.holders));
+        }
+    }
+    inodes.sort_unstable();
+    shared.sort_unstable();
+    shared.dedup();
+    let mut processes: BTreeMap<Pid, Process> = held
+        .into_iter()
+        .map(|(pid, mut held)| {
+            held.sort_unstable();
+            (pid, Process::describe(pid, held))
+        })
+        .collect();
+    let close = processes.values_mut().filter(|process| {
+        let threaded = process.threads.len() > 1;
+        shared.binary_search(&process.pid).is_ok()
+            || (threaded && (process.held.len() > 1 || !process.is_uniform()))
+    });
+    sample::observe(close, &inodes);
+    processes
+}
+
+/// The processes among holders.
+fn distinct(holders: &[Holder]) -> impl Iterator<Item = Pid> + '_ {
+    let first = |index: usize| index == 0 || holders[index - 1].pid != holders[index].pid;
+    holders.iter().enumerate().filter(move |(index, _)| first(*index)).map(|(_, holder)| holder.pid)
+}
+
+/// Who serves listener `inode`, one of `peers` (the members of its group).
+pub(crate) fn served(
+    inode: u64,
+    peers: &[u64],
+    holders: &[Holder],
+    processes: &BTreeMap<Pid, Process>,
+) -> Served {
+    let holding: Vec<&Process> =
+        distinct(holders).filter_map(|pid| processes.get(&pid)).collect();
+    match holding.as_slice() {
+        [] => Served::Unknown("the processes that held it are gone; try again".into()),
+        [process] => in_process(process, inode, peers, Evidence::SoleHolder),
+        family => in_family(family, inode, peers),
+    }
+}
+
+/// Who of several holders serves a listener.
+fn in_family(family: &[&Process], inode: u64, peers: &[u64]) -> Served {
+    let is_seen = |process: &Process| process.seen(inode).next().is_some();
+    let polls = |process: &Process| process.polls(inode) && !process.is_supervisor();
+    let proven: Vec<&Process> =
+        family.iter().copied().filter(|process| is_seen(process) || polls(process)).collect();
+    let chosen: Vec<&Process> = if proven.is_empty() {
+        if let Some(process) = family.iter().find(|process| process.io_uring) {
+            return Served::Unknown(format!(
+                "process {} ({}) uses io_uring, which does not show who accepts; {REMEDY}",
+                process.pid, process.name
+            ));
+        }
+        if let Some(process) = family.iter().find(|process| process.denied) {
+            return Served::Unknown(format!(
+                "{} processes hold it and process {} ({}) may not be looked at (CAP_SYS_PTRACE is \
+                 missing); {REMEDY}",
+                family.len(),
+                process.pid,
+                process.name
+            ));
+        }
+        // All were busy each time: everyone but those who only supervise.
+        let is_parent = |process: &Process| family.iter().any(|other| other.parent == process.pid);
+        let working = |process: &&&Process| !process.is_supervisor() && !is_parent(process);
+        family.iter().filter(working).copied().collect()
+    } else if proven.iter().any(|process| process.polls(inode)) {
+        // Epoll sets are conclusive: they show busy processes too.
+        proven
+    } else {
+        // Being blocked in accept or poll is not: a busy sibling of those seen is one of them.
+        let parents: Vec<Pid> = proven.iter().map(|process| process.parent).collect();
+        let sibling = |process: &Process| {
+            parents.contains(&process.parent)
+                && !process.is_supervisor()
+                && !family.iter().any(|other| other.parent == process.pid)
+        };
+        let belongs = |process: &&&Process| is_seen(process) || sibling(process);
+        family.iter().filter(belongs).copied().collect()
+    };
+    let mut workers = Vec::new();
+    for process in chosen {
+        match in_process(process, inode, peers, Evidence::Family) {
+            Served::By(more) => workers.extend(more),
+            unknown @ Served::Unknown(_) => return unknown,
+        }
+    }
+    if workers.is_empty() {
+        return Served::Unknown(format!(
+            "{} processes hold it and none was seen accepting from it; {REMEDY}",
+            family.len()
+        ));
+    }
+    Served::By(workers)
+}
+
+/// The worker within a process that is known to serve the listener; `weakest` is the evidence when
+/// nothing in the process itself shows it.
+fn in_process(process: &Process, inode: u64, peers: &[u64], weakest: Evidence) -> Served {
+    let seen: Vec<_> = process.seen(inode).collect();
+    let strongest = seen.iter().map(|(_, evidence)| *evidence).min();
+    let polls = process.polls(inode).then_some(Evidence::EpollSet);
+    let whole = |evidence| {
+        let cpus = process.threads.iter().flat_map(|thread| thread.cpus.iter());
+        Served::By(vec![Worker {
+            pid: process.pid,
+            tid: None,
+            name: process.name.clone(),
+            cpus: cpus.collect(),
+            evidence,
+        }])
+    };
+    let evidence = strongest.or(polls).unwrap_or(weakest);
+    match process.threads.as_slice() {
+        [] => return Served::Unknown(format!("process {} is gone; try again", process.pid)),
+        [_] => return whole(evidence),
+        _ => {}
+    }
+    // Several threads that wait on one set take turns: any of them may accept.
+    let takes_turns = process.sets.iter().any(|set| {
+        let waiting = process.threads.iter().filter(|thread| thread.epfds.contains(&set.fd));
+        set.watched.contains(&inode) && waiting.count() > 1
+    });
+    let uniform = process.is_uniform();
+    if takes_turns || (uniform && !is_sharded(process, inode, peers)) {
+        let several = peers.iter().filter(|&&peer| holds(process, peer)).count() > 1;
+        if process.io_uring && several && strongest.or(polls).is_none() {
+            return Served::Unknown(format!(
+                "process {} ({}) uses io_uring, which does not show which thread accepts; {REMEDY}",
+                process.pid, process.name
+            ));
+        }
+        return whole(evidence);
+    }
+    if seen.is_empty() {
+        let why = if process.io_uring {
+            "it uses io_uring, which does not show which thread accepts"
+        } else if process.denied {
+            "its threads may not be looked at (CAP_SYS_PTRACE is missing)"
+        } else {
+            "no thread was seen waiting for it, they are busy"
+        };
+        return Served::Unknown(format!(
+            "the threads of process {} ({}) run on different CPUs and {why}; {REMEDY}",
+            process.pid, process.name
+        ));
+    }
+    Served::By(
+        seen.into_iter()
+            .map(|(thread, evidence)| Worker {
+                pid: process.pid,
+                tid: Some(thread.tid),
+                name: thread.name.clone(),
+                cpus: thread.cpus.clone(),
+                evidence,
+            })
+            .collect(),
+    )
+}
+
+fn holds(process: &Process, inode: u64) -> bool {
+    process.held.iter().any(|&(_, held)| held == inode)
+}
+
+/// Whether the process gives each of its listeners of the group to threads of their own, as far as
+/// was seen. One listener, or one event loop for all, is no sharding.
+fn is_sharded(process: &Process, inode: u64, peers: &[u64]) -> bool {
+    let threads = |inode| process.seen(inode).map(|(thread, _)| thread.tid).collect::<Vec<_>>();
+    let mine = threads(inode);
+    let mut others = peers.iter().filter(|&&peer| peer != inode && holds(process, peer)).peekable();
+    !mine.is_empty()
+        && others.peek().is_some()
+        && others.all(|&peer| threads(peer).iter().all(|tid| !mine.contains(tid)))
+}
+
+#[cfg(test)]
+mod tests;
