@@ -147,8 +147,13 @@ impl Pins {
 
     /// Pins of `group`; `None` where there are none. Half-made or unreadable ones are an error.
     pub fn open(&self, group: &GroupKey) -> Result<Option<Pinned>, PinsError> {
-        let directory = self.base.join(name(group));
+        let directory = self.place(group);
         if directory.exists() { Pinned::open(directory).map(Some) } else { Ok(None) }
+    }
+
+    /// Where the group's pins are, or would be.
+    pub fn place(&self, group: &GroupKey) -> PathBuf {
+        self.base.join(name(group))
     }
 
     /// Every pinned group: its directory, and what is in it or why that cannot be read.
@@ -197,17 +202,16 @@ impl Pins {
     }
 }
 
+/// Everything that only reads needs no lock.
+impl std::ops::Deref for LockedPins {
+    type Target = Pins;
+
+    fn deref(&self) -> &Pins {
+        &self.pins
+    }
+}
+
 impl LockedPins {
-    /// As [`Pins::open`].
-    pub fn open(&self, group: &GroupKey) -> Result<Option<Pinned>, PinsError> {
-        self.pins.open(group)
-    }
-
-    /// As [`Pins::list`].
-    pub fn list(&self) -> Result<Vec<Found>, PinsError> {
-        self.pins.list()
-    }
-
     /// Pins a loaded object aside. Nothing is in force yet: [`LockedPins::commit`] after attaching,
     /// or [`LockedPins::remove`] on any error.
     pub fn stage(
@@ -242,11 +246,6 @@ impl LockedPins {
         fs::rename(&staged.directory, &place).map_err(io_error("rename", &staged.directory))?;
         staged.directory = place;
         self.remove(&old)
-    }
-
-    /// Where the group's pins are, or would be.
-    pub fn place(&self, group: &GroupKey) -> PathBuf {
-        self.pins.base.join(name(group))
     }
 
     /// Where a staged directory of `group` would be; it is there only after a crash.

@@ -143,11 +143,11 @@ pub(super) fn clear_dead(
             }
             continue;
         };
-        let config = pinned.maps.config().map_err(crate::bpf::pins::PinsError::from)?;
+        let config = pinned.maps.config().map_err(pins::PinsError::from)?;
         let Some(key) = GroupKey::from_raw(&config.group) else { continue };
         let ours = key.address.port() == target.port && key.protocol == target.protocol;
         let alive = live.iter().any(|group| group.key == key);
-        let sockets = pinned.maps.sockets.cookies().map_err(crate::bpf::pins::PinsError::from)?;
+        let sockets = pinned.maps.sockets.cookies().map_err(pins::PinsError::from)?;
         if ours && !alive && sockets.iter().all(Option::is_none) {
             drop(pinned);
             pins.remove(&directory)?;

@@ -3,7 +3,7 @@
 use crate::bpf::BpfError;
 use crate::bpf::object::Object;
 use crate::bpf::owner::{self, Attached};
-use crate::bpf::pins::{Found, LockedPins, Pinned, PinsError};
+use crate::bpf::pins::{Found, LockedPins, Pinned, Pins, PinsError};
 use crate::discover::Target;
 use crate::model::Group;
 
@@ -69,7 +69,7 @@ pub(super) fn recover(
 
 /// Opens the group's pins and compares them with what is attached.
 pub(super) fn examine(
-    pins: &LockedPins,
+    pins: &Pins,
     group: &Group,
     attached: &Attached,
 ) -> Result<Ours, SteerError> {

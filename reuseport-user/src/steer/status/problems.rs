@@ -1,0 +1,126 @@
+//! What is wrong with a group's steering, found by comparing what is with what should be.
+
+use std::collections::BTreeSet;
+
+use reuseport_common::abi::Row;
+
+use crate::bpf::owner::{self, Attached};
+use crate::model::{CpuSet, Served};
+use crate::topology::Topology;
+
+use super::{GroupStatus, Notice};
+
+const AGAIN: &str = "run `reuseport-steer attach` again";
+
+/// Adds the problems of `status`, whose live table is `rows`.
+pub(super) fn find(status: &mut GroupStatus, rows: &[Row], topology: &Topology, stale: bool) {
+    let mut problems = std::mem::take(&mut status.problems);
+    problems.extend(owner_problem(status));
+    if let Some(steering) = &status.steering {
+        if stale {
+            problems.push(Notice::new(
+                "the program in force is another version's",
+                "`attach` again to bring it up to date, at any time, under load",
+            ));
+        }
+        if steering.policy.is_none() {
+            problems.push(Notice::new("the table's policy is not one this version knows", AGAIN));
+        }
+        problems.extend(seat_problems(status, rows));
+    }
+    problems.extend(worker_problems(status, topology));
+    status.problems = problems;
+}
+
+/// Who is attached, against who should be.
+fn owner_problem(status: &GroupStatus) -> Option<Notice> {
+    let ours = status.steering.as_ref();
+    match (&status.attached, ours) {
+        (Attached::Nothing, Some(_)) => Some(Notice::new(
+            "no program is attached: the whole group was restarted, or somebody detached ours",
+            AGAIN,
+        )),
+        (Attached::Program { id }, _) if !ours.is_some_and(|ours| ours.in_force) => {
+            let name = owner::program_name(*id).unwrap_or_default();
+            Some(Notice::new(
+                format!("another program is attached: {id} `{name}`"),
+                "find out whose it is (`bpftool prog show`); `attach --takeover` replaces it",
+            ))
+        }
+        (Attached::Classic, _) => Some(Notice::new(
+            "a classic BPF program is attached",
+            "the server itself attached it, most likely; `attach --takeover` replaces it",
+        )),
+        (Attached::Unknown { why }, _) => Some(Notice::new(
+            format!("it cannot be seen which program is attached: {why}"),
+            "steering does not need it; ownership is then told by the pins alone",
+        )),
+        _ => None,
+    }
+}
+
+/// Listeners without a seat, seats without a listener.
+fn seat_problems(status: &GroupStatus, rows: &[Row]) -> Vec<Notice> {
+    let mut problems = Vec::new();
+    let unseated = status.listeners.iter().filter(|listener| listener.slot.is_none()).count();
+    if unseated > 0 {
+        problems.push(Notice::new(
+            format!("{unseated} listeners joined since and get nothing, or hash leftovers"),
+            AGAIN,
+        ));
+    }
+    let seated: BTreeSet<u32> = status.listeners.iter().filter_map(|it| it.slot).collect();
+    let named: BTreeSet<u32> = rows.iter().map(|row| row.first).collect();
+    let empty: Vec<_> = named.difference(&seated).map(u32::to_string).collect();
+    if !empty.is_empty() && !rows.is_empty() {
+        problems.push(Notice::new(
+            format!("the table points at empty slots ({}): second choices serve them", empty.join(", ")),
+            AGAIN,
+        ));
+    }
+    problems
+}
+
+/// Workers that are not where steering wants them, or do not keep up.
+fn worker_problems(status: &GroupStatus, topology: &Topology) -> Vec<Notice> {
+    let mut problems = Vec::new();
+    let online = topology.online();
+    let all = || status.listeners.iter();
+    let floats = |cpus: &CpuSet| online.len() > 1 && online.is_subset(cpus);
+    let floating = all().filter(|it| floats(&it.listener.cpus())).count();
+    if floating > 0 && status.steering.as_ref().is_some_and(|it| it.policy == Some("cpu")) {
+        problems.push(Notice::new(
+            format!("{floating} workers may run on any CPU: locality is then luck"),
+            "`attach --pin`, or pin them in the server or its unit (CPUAffinity=)",
+        ));
+    }
+    let unknown = all().filter(|it| matches!(it.listener.served, Served::Unknown(_))).count();
+    if unknown > 0 {
+        problems.push(Notice::new(
+            format!("it cannot be seen who serves {unknown} listeners"),
+            "name them to `attach` with --worker or --order",
+        ));
+    }
+    for it in all() {
+        let listener = &it.listener;
+        if listener.backlog > 0 && listener.queued >= listener.backlog {
+            let workers = match &listener.served {
+                Served::By(workers) => {
+                    workers.iter().map(|it| format!("{} {}", it.pid, it.name)).collect::<Vec<_>>()
+                }
+                Served::Unknown(_) => Vec::new(),
+            };
+            problems.push(Notice::new(
+                format!(
+                    "the accept queue of {} is full ({} of {}): new connections to it time out",
+                    if workers.is_empty() { "a listener".to_owned() } else { workers.join(", ") },
+                    listener.queued,
+                    listener.backlog
+                ),
+                "the worker hangs or is overloaded: restart it, or give others its share \
+                 (`attach --weight PID=0`)",
+            ));
+        }
+    }
+    problems
+}
