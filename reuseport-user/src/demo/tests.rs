@@ -1,0 +1,651 @@
+//! The demo for real: processes, sockets and signals, with `SO_INCOMING_CPU` as the mechanism. A
+//! worker (and, for signals, a whole demo) is this test binary again, run for one of the two entries
+//! below.
+
+use std::ffi::OsString;
+use std::io::{BufRead as _, BufReader, Write as _};
+use std::net::TcpStream;
+use std::os::unix::process::CommandExt as _;
+use std::process::{Child, Command, Stdio};
+use std::time::Instant;
+
+use super::group::Group;
+use super::report::Matrix;
+use super::*;
+
+/// What an entry is to be in the child.
+const ROLE: &str = "REUSEPORT_DEMO_TEST";
+
+#[test]
+fn worker_entry() {
+    if std::env::var_os(ROLE).is_some_and(|role| role == "worker") {
+        worker::run().expect("a worker ends well when the demo closes its socket");
+    }
+}
+
+#[test]
+fn demo_entry() {
+    if std::env::var_os(ROLE).is_some_and(|role| role == "demo") {
+        let options = DemoOptions {
+            rounds: 100,
+            duration: Duration::from_secs(2),
+            ..quick()
+        };
+        let outcome = run(&options, &mut Spoken);
+        say(&format!(
+            "ended {}",
+            outcome
+                .err()
+                .map_or_else(String::new, |error| error.to_string())
+        ));
+    }
+}
+
+fn say(line: &str) {
+    writeln!(io::stdout(), "\n{line}").expect("the test reads");
+}
+
+/// Tells its calls.
+struct Spoken;
+
+impl Steering for Spoken {
+    fn on(&mut self, port: u16) -> Result<(), SteeringError> {
+        say(&format!("on {port}"));
+        Ok(())
+    }
+
+    fn off(&mut self, port: u16) -> Result<(), SteeringError> {
+        // Workers must outlive steering, so that it is taken from a group that still exists.
+        say(&format!(
+            "off {}",
+            if refused(port) { "too late" } else { "in time" }
+        ));
+        Ok(())
+    }
+}
+
+fn entry(name: &str, role: &str) -> WorkerCommand {
+    WorkerCommand {
+        program: std::env::current_exe().expect("this binary"),
+        arguments: vec!["--exact".into(), name.into(), "--nocapture".into()],
+        environment: vec![(OsString::from(ROLE), role.into())],
+    }
+}
+
+fn quick() -> DemoOptions {
+    DemoOptions {
+        rounds: 2,
+        duration: Duration::from_millis(200),
+        warmup: Duration::from_millis(50),
+        seed: Some(7),
+        progress: false,
+        worker: entry("demo::tests::worker_entry", "worker"),
+        ..DemoOptions::default()
+    }
+}
+
+fn refused(port: u16) -> bool {
+    TcpStream::connect(("127.0.0.1", port))
+        .is_err_and(|error| error.kind() == io::ErrorKind::ConnectionRefused)
+}
+
+fn alive(pid: Pid) -> bool {
+    std::path::Path::new(&format!("/proc/{pid}")).exists()
+}
+
+fn two_cpus() -> CpuSet {
+    let cpus: CpuSet = allowed_cpus().iter().take(2).collect();
+    assert_eq!(cpus.len(), 2, "these tests need two CPUs");
+    cpus
+}
+
+/// Records its calls, steers nothing, and may refuse.
+#[derive(Default)]
+struct Recorded {
+    calls: Vec<(&'static str, u16)>,
+    refuse: bool,
+    /// Signal a worker when steering goes on for the second time.
+    signal: Option<&'static str>,
+    /// Fail to stop from the second time on.
+    stick: bool,
+}
+
+impl Steering for Recorded {
+    fn on(&mut self, port: u16) -> Result<(), SteeringError> {
+        self.calls.push(("on", port));
+        if self.refuse {
+            return Err("CAP_BPF is missing".into());
+        }
+        if let (Some(signal), true) = (self.signal, self.calls.len() > 2) {
+            kill(signal, &a_worker_on(port).to_string());
+        }
+        Ok(())
+    }
+
+    fn off(&mut self, port: u16) -> Result<(), SteeringError> {
+        self.calls.push(("off", port));
+        if self.stick && self.calls.len() > 2 {
+            return Err("the pin is busy".into());
+        }
+        Ok(())
+    }
+}
+
+/// Inodes of the sockets of 127.0.0.1:`port` in a state: `0A` is LISTEN, `06` TIME_WAIT.
+fn sockets(port: u16, state: &str) -> Vec<String> {
+    let address = format!("0100007F:{port:04X}");
+    std::fs::read_to_string("/proc/net/tcp")
+        .expect("procfs")
+        .lines()
+        .map(|line| line.split_whitespace().collect::<Vec<_>>())
+        .filter(|fields| (fields[1] == address || fields[2] == address) && fields[3] == state)
+        .map(|fields| format!("socket:[{}]", fields[9]))
+        .collect()
+}
+
+/// A process that listens on `port`, found in procfs as an outsider would.
+fn a_worker_on(port: u16) -> Pid {
+    let inodes = sockets(port, "0A");
+    let holds = |pid: &Pid| {
+        std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|files| {
+            files.flatten().any(|file| {
+                std::fs::read_link(file.path()).is_ok_and(|link| {
+                    inodes
+                        .iter()
+                        .any(|inode| link.as_os_str() == inode.as_str())
+                })
+            })
+        })
+    };
+    std::fs::read_dir("/proc")
+        .expect("procfs")
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
+        .find(holds)
+        .expect("a worker that listens")
+}
+
+fn kill(signal: &str, target: &str) {
+    let status = Command::new("kill")
+        .args([&format!("-{signal}"), "--", target])
+        .status();
+    assert!(status.expect("kill(1)").success());
+}
+
+#[test]
+fn steering_makes_every_connection_local_and_the_hash_does_not() {
+    let report = run_with_incoming_cpu(&quick()).unwrap();
+    let cpus = report.cpus.len() as f64;
+    let before = report.matrix_before.locality();
+    assert!(
+        (before - 1.0 / cpus).abs() < 0.1,
+        "hash: {before} on {cpus} CPUs"
+    );
+    assert!(
+        report.matrix_after.locality() > 0.999,
+        "steered: {:?}",
+        report.matrix_after
+    );
+    assert_eq!(report.errors, 0);
+    assert_eq!(report.pairs.len(), 2);
+    for sample in report
+        .pairs
+        .iter()
+        .flat_map(|pair| [&pair.before, &pair.after])
+    {
+        assert!(sample.connections > 0 && sample.completed > sample.connections);
+        assert_eq!(
+            sample.accepted, sample.completed,
+            "both sides count the same connections"
+        );
+        assert!(0.0 < sample.p50_us && sample.p50_us <= sample.p99_us);
+    }
+    let every_row_and_column_served = |matrix: &Matrix| {
+        (0..matrix.workers.len()).all(|cpu| {
+            matrix.counts[cpu].iter().sum::<u64>() > 0
+                && matrix.counts.iter().map(|row| row[cpu]).sum::<u64>() > 0
+        })
+    };
+    assert!(every_row_and_column_served(&report.matrix_before));
+    assert!(every_row_and_column_served(&report.matrix_after));
+    assert_eq!(
+        report.verdict,
+        stats::Verdict::CannotTell,
+        "two pairs never suffice"
+    );
+    assert!(
+        !report.workers.iter().any(|pid| alive(*pid)),
+        "{:?}",
+        report.workers
+    );
+}
+
+#[test]
+fn a_report_prints_and_serializes() {
+    let report = run_with_incoming_cpu(&DemoOptions {
+        rounds: 1,
+        ..quick()
+    })
+    .unwrap();
+    let mut text = Vec::new();
+    report.print_into(&mut text).unwrap();
+    let text = String::from_utf8(text).unwrap();
+    for expected in [
+        "received on",
+        "worker",
+        "locality, %",
+        "connections/s",
+        "p99",
+        "seed 7",
+        "machine",
+    ] {
+        assert!(text.contains(expected), "{expected:?} is not in\n{text}");
+    }
+    assert!(
+        text.lines().all(|line| line.chars().count() <= 100),
+        "{text}"
+    );
+    let json = serde_json::to_value(&report).unwrap();
+    assert_eq!(
+        json["matrix_after"]["counts"][0][0],
+        report.matrix_after.counts[0][0]
+    );
+    assert_eq!(json["pairs"][0]["after"]["errors"], 0);
+}
+
+#[test]
+fn without_effect_it_says_so() {
+    let mut steering = Recorded::default();
+    let report = run(&quick(), &mut steering).unwrap();
+    assert!(
+        report.conclusion.contains("not in force"),
+        "{}",
+        report.conclusion
+    );
+    let (port, calls) = (steering.calls[0].1, steering.calls);
+    assert!(
+        calls.iter().all(|call| call.1 == port),
+        "one port: {calls:?}"
+    );
+    // On and off alternate, and it ends off.
+    assert!(
+        calls
+            .chunks(2)
+            .all(|pair| pair[0].0 == "on" && pair[1].0 == "off"),
+        "{calls:?}"
+    );
+    assert!(calls.len() >= 2 * quick().rounds as usize - 1, "{calls:?}");
+    assert!(refused(port));
+    assert_eq!(sockets(port, "06").len(), 0, "no TIME_WAIT, on either side");
+}
+
+#[test]
+fn steering_that_is_refused_leaves_nothing() {
+    let mut steering = Recorded {
+        refuse: true,
+        ..Recorded::default()
+    };
+    let error = run(&quick(), &mut steering).unwrap_err();
+    assert!(matches!(error, DemoError::SteeringOn { .. }), "{error}");
+    assert!(error.to_string().contains("CAP_BPF is missing"), "{error}");
+    let port = steering.calls[0].1;
+    assert_eq!(
+        steering.calls,
+        [("on", port)],
+        "tried once, before the first round"
+    );
+    assert!(refused(port));
+}
+
+#[test]
+fn a_worker_that_dies_ends_the_demo() {
+    let mut steering = Recorded {
+        signal: Some("KILL"),
+        ..Recorded::default()
+    };
+    let error = run(
+        &DemoOptions {
+            rounds: 50,
+            ..quick()
+        },
+        &mut steering,
+    )
+    .unwrap_err();
+    let DemoError::WorkerDied { pid, status, .. } = &error else {
+        panic!("{error}")
+    };
+    assert!(error.to_string().contains("signal: 9"), "{status:?}");
+    assert!(!alive(*pid));
+    let (last, port) = *steering.calls.last().unwrap();
+    assert_eq!(last, "off");
+    assert!(refused(port), "the other workers are gone too");
+}
+
+#[test]
+fn steering_that_cannot_be_stopped_is_told_beside_what_happened() {
+    let mut steering = Recorded {
+        stick: true,
+        ..Recorded::default()
+    };
+    let error = run(
+        &DemoOptions {
+            rounds: 50,
+            ..quick()
+        },
+        &mut steering,
+    )
+    .unwrap_err();
+    assert!(matches!(error, DemoError::SteeringOff { .. }), "{error}");
+    let offs = steering.calls.iter().filter(|call| call.0 == "off").count();
+    assert_eq!(
+        offs, 2,
+        "tried once more than it worked, not over and over: {:?}",
+        steering.calls
+    );
+
+    let mut steering = Recorded {
+        signal: Some("KILL"),
+        stick: true,
+        ..Recorded::default()
+    };
+    let error = run(
+        &DemoOptions {
+            rounds: 50,
+            seed: Some(1),
+            ..quick()
+        },
+        &mut steering,
+    )
+    .unwrap_err();
+    assert!(matches!(error, DemoError::Left { .. }), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("signal: 9") && text.contains("the pin is busy"),
+        "{text}"
+    );
+    assert!(refused(steering.calls[0].1));
+}
+
+#[test]
+fn a_worker_that_hangs_ends_the_demo() {
+    let mut steering = Recorded {
+        signal: Some("STOP"),
+        ..Recorded::default()
+    };
+    let error = run(
+        &DemoOptions {
+            rounds: 50,
+            ..quick()
+        },
+        &mut steering,
+    )
+    .unwrap_err();
+    let DemoError::WorkerSilent { pid, .. } = &error else {
+        panic!("{error}")
+    };
+    assert!(
+        !alive(*pid),
+        "a stopped process does not see its socket close, and is killed"
+    );
+    assert!(refused(steering.calls[0].1));
+}
+
+#[test]
+fn too_few_descriptors_are_told_with_the_limit() {
+    let WorkerCommand {
+        program,
+        arguments,
+        environment,
+    } = entry("demo::tests::demo_entry", "demo");
+    for limit in [10, 13] {
+        let output = Command::new("sh")
+            .args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")])
+            .arg(&program)
+            .args(&arguments)
+            .envs(environment.clone())
+            .output()
+            .unwrap();
+        let text = String::from_utf8_lossy(&output.stdout);
+        let ended = text
+            .lines()
+            .find(|line| line.starts_with("ended"))
+            .expect("it ends");
+        assert!(ended.contains("`ulimit -n`"), "{limit}: {ended}");
+    }
+}
+
+#[test]
+fn one_cpu_is_not_enough() {
+    let cpu = two_cpus().first().unwrap();
+    let pinned = std::thread::spawn(move || {
+        assert!(core_affinity::set_for_current(core_affinity::CoreId {
+            id: cpu as usize
+        }));
+        run_with_incoming_cpu(&quick())
+    });
+    let error = pinned.join().unwrap().unwrap_err();
+    assert!(
+        error.to_string().contains(&format!("only CPU {cpu}")),
+        "{error}"
+    );
+}
+
+#[test]
+fn a_stopped_demo_cleans_up() {
+    for signal in ["INT", "TERM"] {
+        let WorkerCommand {
+            program,
+            arguments,
+            environment,
+        } = entry("demo::tests::demo_entry", "demo");
+        let mut demo = Command::new(program)
+            .args(arguments)
+            .envs(environment)
+            .stdout(Stdio::piped())
+            .process_group(0)
+            .spawn()
+            .unwrap();
+        let lines: Vec<String> = lines_after_signal(&mut demo, signal);
+        assert!(demo.wait().unwrap().success());
+        assert_eq!(
+            lines.iter().find(|line| line.starts_with("off")).unwrap(),
+            "off in time"
+        );
+        let ended = lines.iter().find(|line| line.starts_with("ended")).unwrap();
+        assert!(ended.contains(&format!("ended by SIG{signal}")), "{ended}");
+    }
+}
+
+/// Signals the demo while its second round or a later one runs; what it says from then on.
+fn lines_after_signal(demo: &mut Child, signal: &str) -> Vec<String> {
+    let mut lines = BufReader::new(demo.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    let on = lines
+        .find(|line| line.starts_with("on "))
+        .expect("it steers");
+    let port: u16 = on["on ".len()..].parse().unwrap();
+    let started = Instant::now();
+    // As a terminal does: all of its process group.
+    kill(signal, &format!("-{}", demo.id()));
+    let rest = lines.collect();
+    assert!(refused(port), "its workers are gone");
+    // Far less than the 400 s that were ahead; no claim on speed.
+    assert!(started.elapsed() < Duration::from_mins(1));
+    rest
+}
+
+#[test]
+fn a_killed_demo_leaves_no_workers() {
+    let WorkerCommand {
+        program,
+        arguments,
+        environment,
+    } = entry("demo::tests::demo_entry", "demo");
+    let mut demo = Command::new(program)
+        .args(arguments)
+        .envs(environment)
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut lines = BufReader::new(demo.stdout.take().unwrap())
+        .lines()
+        .map(Result::unwrap);
+    let on = lines
+        .find(|line| line.starts_with("on "))
+        .expect("it steers");
+    let port: u16 = on["on ".len()..].parse().unwrap();
+    demo.kill().unwrap();
+    demo.wait().unwrap();
+    let deadline = Instant::now() + Duration::from_mins(1);
+    while !refused(port) {
+        assert!(Instant::now() < deadline, "workers still listen on {port}");
+        std::thread::sleep(Duration::from_millis(5));
+    }
+}
+
+#[test]
+fn a_port_that_is_taken_is_not_shared() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let (address, options, cpus) = (holder.local_addr().unwrap(), quick(), two_cpus());
+    let group = runtime
+        .block_on(Group::start_on(address, &options.worker, &cpus))
+        .unwrap();
+    assert!(group.is_none(), "{group:?}");
+}
+
+#[test]
+fn a_worker_that_cannot_start_is_named() {
+    let worker = WorkerCommand {
+        program: "/nonexistent".into(),
+        ..quick().worker
+    };
+    let error = run_with_incoming_cpu(&DemoOptions { worker, ..quick() }).unwrap_err();
+    assert!(matches!(error, DemoError::Spawn { .. }), "{error}");
+    // A program that is no worker.
+    let worker = WorkerCommand {
+        program: "true".into(),
+        ..quick().worker
+    };
+    let error = run_with_incoming_cpu(&DemoOptions { worker, ..quick() }).unwrap_err();
+    assert!(matches!(error, DemoError::WorkerDied { .. }), "{error}");
+}
+
+#[test]
+fn a_worker_reports_a_cpu_it_cannot_have() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .unwrap();
+    let error = runtime
+        .block_on(Group::start(&quick().worker, &CpuSet::from([1023])))
+        .expect_err("no CPU 1023");
+    assert!(
+        matches!(error, DemoError::WorkerFailed { cpu: 1023, .. }),
+        "{error}"
+    );
+    assert!(error.to_string().contains("taskset"), "{error}");
+}
+
+#[test]
+fn options_out_of_range_are_refused() {
+    let refuse = |options: DemoOptions| run_with_incoming_cpu(&options).unwrap_err();
+    assert!(matches!(
+        refuse(DemoOptions {
+            rounds: 0,
+            ..quick()
+        }),
+        DemoError::Rounds(0)
+    ));
+    assert!(matches!(
+        refuse(DemoOptions {
+            duration: Duration::ZERO,
+            ..quick()
+        }),
+        DemoError::Duration(_)
+    ));
+    assert!(matches!(
+        refuse(DemoOptions {
+            connections_per_cpu: 0,
+            ..quick()
+        }),
+        DemoError::Connections(0)
+    ));
+    let one = refuse(DemoOptions {
+        most_workers: 1,
+        ..quick()
+    });
+    assert!(matches!(one, DemoError::TooFewCpus(_)), "{one}");
+    assert!(one.to_string().contains("only CPU"), "{one}");
+}
+
+#[test]
+fn the_order_follows_from_the_seed() {
+    // The first value of the published generator.
+    assert_eq!(rounds::SplitMix(0).next(), 0xE220_A839_7B1D_CDAF);
+    let order = |seed| {
+        let mut random = rounds::SplitMix(seed);
+        (0..64).map(|_| random.coin()).collect::<Vec<_>>()
+    };
+    assert_eq!(order(7), order(7));
+    assert_ne!(order(7), order(8));
+    assert!(order(7).contains(&true) && order(7).contains(&false));
+}
+
+#[test]
+fn the_default_takes_less_than_half_a_minute() {
+    assert!(DemoOptions::default().planned() < Duration::from_secs(28));
+}
+
+#[test]
+fn a_dead_port_is_counted_by_its_error() {
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let address = listener.local_addr().unwrap();
+    drop(listener);
+    let result = load::run(&load::LoadOptions {
+        address,
+        cpus: two_cpus(),
+        connections_per_cpu: 1,
+        warmup: Duration::ZERO,
+        duration: Duration::from_millis(50),
+    });
+    let result = result.unwrap();
+    assert_eq!(result.connections, 0);
+    let (kind, count) = result.errors.iter().next().unwrap();
+    assert!(kind.starts_with("connect: Connection refused"), "{kind}");
+    assert!(
+        *count > 0 && result.errors.len() == 1,
+        "{:?}",
+        result.errors
+    );
+}
+
+#[test]
+fn a_load_from_no_such_cpu_is_an_error() {
+    let result = load::run(&load::LoadOptions {
+        address: ([127, 0, 0, 1], 1).into(),
+        cpus: [1023].into(),
+        connections_per_cpu: 1,
+        warmup: Duration::ZERO,
+        duration: Duration::from_millis(50),
+    });
+    assert!(matches!(result, Err(LoadError::Pin(1023))), "{result:?}");
+}
+
+#[test]
+fn a_matrix_grows_by_the_cpus_it_meets() {
+    let mut matrix = Matrix::new(&[0, 2].into());
+    matrix.add(0, 0, 3);
+    matrix.add(2, 0, 1);
+    matrix.add(5, 2, 4);
+    assert_eq!(matrix.received, [0, 2, 5]);
+    assert_eq!(matrix.counts, [[3, 0], [1, 0], [0, 4]]);
+    assert!((matrix.locality() - 3.0 / 8.0).abs() < 1e-9);
+    let mut sum = Matrix::new(&[0, 2].into());
+    sum.merge(&matrix);
+    assert_eq!(sum, matrix);
+    assert!(Matrix::new(&[0].into()).locality().is_nan());
+}
