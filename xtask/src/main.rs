@@ -1,2 +1,37 @@
-//! The project chores.
-fn main() {}
+//! The project's chores, each a verb with a file of its own: `cargo xtask --help`.
+#![expect(clippy::print_stdout, reason = "a command-line program speaks on stdout")]
+
+mod ci;
+mod lint;
+mod packages;
+mod shell;
+mod test;
+
+use clap::{Parser, Subcommand};
+
+/// The project's chores
+#[derive(Debug, Parser)]
+#[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    // Verbs to come: BuildEbpf(build_ebpf::Options), Bench(bench::Options).
+    /// Run every test: unit, documentation, and on the real kernel (as root)
+    Test(test::Options),
+    /// Check format, lints, documentation and the rules of the house
+    Lint(lint::Options),
+    /// Everything that must pass before a change goes in
+    Ci(ci::Options),
+}
+
+fn main() -> anyhow::Result<()> {
+    match Cli::parse().verb {
+        Verb::Test(options) => test::run(&options),
+        Verb::Lint(options) => lint::run(&options),
+        Verb::Ci(options) => ci::run(&options),
+    }
+}
