@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use reuseport_tests::binary::Cli;
 use reuseport_tests::client::{Failure, Target, burst, connect};
 use reuseport_tests::cpus;
 use reuseport_tests::leak::Baseline;
@@ -246,4 +247,36 @@ fn a_panic_takes_everything_down() {
     });
     assert!(died.is_err());
     before.assert_same();
+}
+
+#[test]
+fn the_command_runs_where_and_as_whom_it_was_told() {
+    const NET_ADMIN: u64 = 1 << 12;
+    const BPF: u64 = 1 << 39;
+    let netns = Netns::new();
+    let script = "readlink /proc/self/ns/net; id -u; grep CapEff /proc/self/status; echo $WORD";
+    let cli = || Cli::new(["-c", script]).binary("/bin/sh").netns(&netns).env("WORD", "said");
+    let expect = |cli: Cli<'_>, uid: u32, capabilities: u64| {
+        let outcome = cli.run().ok();
+        let (inode, set) = (netns.inode(), format!("{capabilities:016x}"));
+        assert_eq!(outcome.stdout, format!("net:[{inode}]\n{uid}\nCapEff:\t{set}\nsaid\n"));
+    };
+    expect(cli().uid(65534), 65534, 0);
+    expect(cli().uid(65534).capabilities(&["bpf", "net_admin"]), 65534, BPF | NET_ADMIN);
+    expect(cli().capabilities(&["bpf"]), 0, BPF);
+    expect(cli().capabilities(&[]), 0, 0);
+}
+
+#[test]
+fn the_command_s_end_is_judged() {
+    let shell = |script: &str| Cli::new(["-c", script]).binary("/bin/sh");
+    shell("echo why >&2; exit 3").run().fails(3).says("why");
+    assert_eq!(shell("echo '{\"a\": 1}'").run().ok().json()["a"], 1);
+    assert_eq!(shell("kill -9 $$").run().code, None);
+    let refuses = |work: &(dyn Fn() + std::panic::RefUnwindSafe)| {
+        assert!(std::panic::catch_unwind(work).is_err());
+    };
+    refuses(&|| drop(shell("exit 3").run().fails(3)));
+    refuses(&|| drop(shell("echo why >&2; exit 3").run().ok()));
+    refuses(&|| drop(shell("sleep 60").limit(Duration::from_millis(100)).run()));
 }

@@ -13,6 +13,7 @@ use serde_json::Value;
 
 use crate::netns::Netns;
 use crate::process;
+use crate::turn::Turn;
 
 /// The built `reuseport-steer`: `$REUSEPORT_STEER`, else the one beside the test binary.
 pub fn path() -> PathBuf {
@@ -40,6 +41,7 @@ pub(crate) fn beside(name: &str) -> PathBuf {
 /// A run of the command, described.
 #[derive(Debug)]
 pub struct Cli<'a> {
+    binary: Option<PathBuf>,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     netns: Option<&'a Netns>,
@@ -53,7 +55,21 @@ impl<'a> Cli<'a> {
     pub fn new<A: AsRef<OsStr>>(args: impl IntoIterator<Item = A>) -> Self {
         let args = args.into_iter().map(|arg| arg.as_ref().to_owned()).collect();
         let limit = Duration::from_mins(1);
-        Self { args, env: Vec::new(), netns: None, uid: None, capabilities: None, limit }
+        Self {
+            binary: None,
+            args,
+            env: Vec::new(),
+            netns: None,
+            uid: None,
+            capabilities: None,
+            limit,
+        }
+    }
+
+    /// Another program in the command's place.
+    pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
+        self.binary = Some(path.into());
+        self
     }
 
     /// Inside `netns`.
@@ -89,9 +105,11 @@ impl<'a> Cli<'a> {
 
     /// Runs it to its end.
     pub fn run(&self) -> Outcome {
+        let _turn = self.netns.is_none().then(Turn::shared);
         // Another user may not be able to reach the build directory.
-        let reachable = self.uid.map(|_| copy(&path()));
-        let binary = reachable.as_ref().map_or_else(path, |dir| dir.path().join("reuseport-steer"));
+        let binary = self.binary.clone().unwrap_or_else(path);
+        let reachable = self.uid.map(|_| copy(&binary));
+        let binary = reachable.as_ref().map_or(binary, |dir| dir.path().join("reuseport-steer"));
         let mut command = match self.wrapper() {
             Some(flags) => {
                 let mut command = self.command("setpriv");

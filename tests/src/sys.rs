@@ -39,11 +39,14 @@ pub struct Become {
     pub cpu: Option<u32>,
     /// User and group to run as, without supplementary groups.
     pub user: Option<(u32, u32)>,
+    /// Signal it gets when the spawning thread ends before it; SIGKILL unless told.
+    pub orphaned: Option<i32>,
 }
 
-/// Makes `command`'s child become `what`, and be killed when the spawning thread ends: a test that
+/// Makes `command`'s child become `what`, and be ended when the spawning thread ends: a test that
 /// dies leaves no child.
 pub fn on_spawn(command: &mut Command, what: Become) {
+    let orphaned = what.orphaned.unwrap_or(libc::SIGKILL);
     let prepare = move || {
         if let Some(netns) = what.netns {
             // SAFETY: takes numbers only; the caller of `on_spawn` keeps the descriptor open.
@@ -62,7 +65,7 @@ pub fn on_spawn(command: &mut Command, what: Become) {
         }
         // Last: a change of uid clears it.
         // SAFETY: numbers only.
-        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL) }).map(drop)
+        check(unsafe { libc::prctl(libc::PR_SET_PDEATHSIG, orphaned) }).map(drop)
     };
     // SAFETY: between fork and exec the closure makes system calls only: no allocation, no lock.
     unsafe { command.pre_exec(prepare) };

@@ -7,6 +7,7 @@
 use std::cell::Cell;
 use std::marker::PhantomData;
 use std::sync::{Condvar, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 struct State {
     shared: usize,
@@ -15,6 +16,9 @@ struct State {
 
 static STATE: Mutex<State> = Mutex::new(State { shared: 0, exclusive: false });
 static CHANGED: Condvar = Condvar::new();
+
+/// No test takes as long.
+const LONGEST: Duration = Duration::from_mins(10);
 
 thread_local! {
     static HELD: Cell<usize> = const { Cell::new(0) };
@@ -48,9 +52,15 @@ impl Turn {
     fn take(exclusive: bool) -> Self {
         if HELD.get() == 0 {
             let state = STATE.lock().unwrap_or_else(PoisonError::into_inner);
-            let mut state = CHANGED
-                .wait_while(state, |now| now.exclusive || (exclusive && now.shared > 0))
+            let (mut state, wait) = CHANGED
+                .wait_timeout_while(state, LONGEST, |now| {
+                    now.exclusive || (exclusive && now.shared > 0)
+                })
                 .unwrap_or_else(PoisonError::into_inner);
+            assert!(
+                !wait.timed_out(),
+                "no turn for {LONGEST:?}: does a thread of this very test hold one?"
+            );
             if exclusive {
                 state.exclusive = true;
             } else {

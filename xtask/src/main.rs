@@ -7,6 +7,8 @@ mod packages;
 mod shell;
 mod test;
 
+use std::process::ExitCode;
+
 use clap::{Parser, Subcommand};
 
 /// The project's chores
@@ -28,10 +30,15 @@ enum Verb {
     Ci(ci::Options),
 }
 
-fn main() -> anyhow::Result<()> {
-    match Cli::parse().verb {
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
         Verb::Test(options) => test::run(&options),
         Verb::Lint(options) => lint::run(&options),
         Verb::Ci(options) => ci::run(&options),
+    };
+    if let Err(error) = done {
+        println!("error: {error:#}");
+        return ExitCode::FAILURE;
     }
+    ExitCode::SUCCESS
 }

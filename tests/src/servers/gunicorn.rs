@@ -3,7 +3,7 @@
 
 use crate::client::{Target, exchange};
 use crate::netns::Netns;
-use crate::servers::{Home, Server};
+use crate::servers::{Home, Server, command};
 use crate::sys::Become;
 
 const APPLICATION: &str = "\
@@ -26,7 +26,7 @@ impl Gunicorn {
     pub fn start(netns: &Netns, port: u16, workers: usize, cpu: Option<u32>) -> Self {
         let home = Home::new(None);
         home.write("app.py", APPLICATION);
-        let mut command = netns.command_as("gunicorn", Become { cpu, ..Become::default() });
+        let mut command = command(netns, "gunicorn", Become { cpu, ..Become::default() });
         command.current_dir(home.path()).env("PYTHONDONTWRITEBYTECODE", "1");
         command.arg("--reuse-port");
         command.args(["--workers", &workers.to_string()]);

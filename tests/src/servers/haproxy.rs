@@ -2,7 +2,8 @@
 
 use crate::client::{Target, exchange};
 use crate::netns::Netns;
-use crate::servers::{Home, Server};
+use crate::servers::{Home, Server, command};
+use crate::sys::Become;
 
 /// A running HAProxy; it answers with the number of the thread that served, from 0.
 #[derive(Debug)]
@@ -35,7 +36,7 @@ impl Haproxy {
                  \"%[thread]\"\n"
             ),
         );
-        let mut command = netns.command("haproxy");
+        let mut command = command(netns, "haproxy", Become::default());
         command.args(["-db", "-f"]).arg(configuration);
         let target = Target::http(&format!("127.0.0.1:{port}"));
         let ready = |_| netns.run_in(|| exchange(&target).is_ok());

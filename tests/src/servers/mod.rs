@@ -1,5 +1,6 @@
 //! Real servers, each in a namespace that the test gives it, with a directory of its own.
 
+use std::ffi::OsStr;
 use std::fs::{self, File};
 use std::os::unix::fs::{PermissionsExt as _, chown};
 use std::os::unix::process::CommandExt as _;
@@ -9,7 +10,9 @@ use std::time::Duration;
 
 use tempfile::TempDir;
 
+use crate::netns::Netns;
 use crate::process::{Reaped, children};
+use crate::sys::Become;
 use crate::{eventually, sys};
 
 mod gunicorn;
@@ -56,6 +59,12 @@ impl Home {
     fn log(&self) -> PathBuf {
         self.path().join("log")
     }
+}
+
+/// The command that starts a server. Should the test die, the server is asked to end, so that it
+/// takes its children along.
+pub(crate) fn command(netns: &Netns, program: impl AsRef<OsStr>, what: Become) -> Command {
+    netns.command_as(program, Become { orphaned: Some(libc::SIGTERM), ..what })
 }
 
 /// A running server: the process we started, which may have children of its own.

@@ -6,7 +6,8 @@ use std::time::Duration;
 use crate::client::{Target, exchange};
 use crate::eventually;
 use crate::netns::Netns;
-use crate::servers::{Home, Server};
+use crate::servers::{Home, Server, command};
+use crate::sys::Become;
 
 /// A running nginx; it answers with the pid of the worker that served.
 #[derive(Debug)]
@@ -20,7 +21,7 @@ impl Nginx {
     pub fn start(netns: &Netns, port: u16, workers: usize) -> Self {
         let home = Home::new(None);
         configure(&home, port, workers);
-        let mut command = netns.command("nginx");
+        let mut command = command(netns, "nginx", Become::default());
         command.arg("-p").arg(home.path()).arg("-e").arg(home.path().join("errors"));
         command.arg("-c").arg(home.path().join("nginx.conf"));
         let target = Target::http(&format!("127.0.0.1:{port}"));

@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use crate::netns::Netns;
 use crate::servers::postgres::{Postgres, psql};
-use crate::servers::{Home, Server, user};
+use crate::servers::{Home, Server, command, user};
 use crate::sys::Become;
 
 /// A running PgBouncer. Whoever connects through instance `i` is user `bouncer<i>` in PostgreSQL:
@@ -53,7 +53,7 @@ impl PgBouncer {
             ),
         );
         let what = Become { user: Some(owner), cpu, ..Become::default() };
-        let mut command = netns.command_as("pgbouncer", what);
+        let mut command = command(netns, "pgbouncer", what);
         command.arg(&configuration).current_dir(home.path());
         // A connection would go to any instance of the port: its own log tells.
         let log = home.log();

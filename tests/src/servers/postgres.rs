@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use crate::netns::Netns;
 use crate::process::{capture, must};
-use crate::servers::{Home, Server, user};
+use crate::servers::{Home, Server, command, user};
 use crate::sys::Become;
 
 /// A running PostgreSQL: superuser `postgres`, everybody trusted, nothing synced to disk.
@@ -23,7 +23,7 @@ impl Postgres {
         let data = home.path().join("data");
         let what = Become { user: Some(owner), ..Become::default() };
         let program = |name: &str| {
-            let mut command = netns.command_as(binaries().join(name), what);
+            let mut command = command(netns, binaries().join(name), what);
             command.current_dir(home.path());
             command
         };

@@ -4,7 +4,8 @@ use std::fs;
 
 use crate::client::{Target, exchange};
 use crate::netns::Netns;
-use crate::servers::{Home, Server};
+use crate::servers::{Home, Server, command};
+use crate::sys::Become;
 
 /// Whose the listeners are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,7 +32,7 @@ impl Prefork {
             Sharing::Own => "own",
             Sharing::Shared => "shared",
         };
-        let mut command = netns.command("/usr/bin/python3");
+        let mut command = command(netns, "/usr/bin/python3", Become::default());
         command.arg(script).args([&port.to_string(), sharing, &list.join(",")]);
         let target = Target::plain(&format!("127.0.0.1:{port}"));
         let ready = |pid| {
