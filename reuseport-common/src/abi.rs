@@ -239,13 +239,6 @@ pub struct Member {
 
 impl Member {
     /// A record with nothing in it.
-    pub const ZERO: Self = Self {
-        cookie: 0,
-        group: 0,
-        program: 0,
-        members: 0,
-        reuseport: 0,
-        attached: 0,
-        padding: 0,
-    };
+    pub const ZERO: Self =
+        Self { cookie: 0, group: 0, program: 0, members: 0, reuseport: 0, attached: 0, padding: 0 };
 }

@@ -1,1 +1,3 @@
-//! (being written)
+//! The integration tests: one binary, a module for each subject. Run by `sudo cargo xtask test`.
+
+mod harness;

@@ -13,7 +13,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context as _, Result, bail, ensure};
 use sha2::{Digest as _, Sha256};
 
-use crate::root;
+use crate::shell::root;
 
 mod toolchain;
 
@@ -30,12 +30,11 @@ const SOURCES: [&str; 5] = [
     "reuseport-ebpf/kernel/src",
 ];
 
-/// Compile the BPF objects into reuseport-ebpf/objects
-#[derive(clap::Args)]
+#[derive(Debug, clap::Args)]
 pub(crate) struct Options {
     /// Change nothing: fail if the committed objects are not those of the sources
     #[arg(long)]
-    check: bool,
+    pub(crate) check: bool,
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
@@ -120,7 +119,8 @@ fn read_lock() -> Result<BTreeMap<String, String>> {
     text.lines()
         .filter(|line| !line.starts_with('#') && !line.trim().is_empty())
         .map(|line| {
-            let (key, value) = line.split_once(" = ").with_context(|| format!("bad line: {line}"))?;
+            let (key, value) =
+                line.split_once(" = ").with_context(|| format!("bad line: {line}"))?;
             Ok((key.to_owned(), value.to_owned()))
         })
         .collect()
@@ -135,7 +135,8 @@ fn hash_sources() -> Result<String> {
     files.sort();
     let mut hash = Sha256::new();
     for file in files {
-        let name = file.strip_prefix(root())?.to_str().context("file name is not UTF-8")?.to_owned();
+        let name =
+            file.strip_prefix(root())?.to_str().context("file name is not UTF-8")?.to_owned();
         let content = fs::read(&file)?;
         hash.update(format!("{name}\0{}\0", content.len()));
         hash.update(content);

@@ -1,50 +1,47 @@
-//! The project's chores, at the desk and in CI alike: `cargo xtask --help`.
-#![expect(clippy::print_stdout, reason = "a command line that reports its progress")]
-
-use std::path::{Path, PathBuf};
-use std::process::Command;
-
-use anyhow::{Context as _, Result, ensure};
-use clap::Parser;
+//! The project's chores, each a verb with a file of its own: `cargo xtask --help`.
+#![expect(clippy::print_stdout, reason = "a command-line program speaks on stdout")]
 
 mod build_ebpf;
+mod ci;
+mod lint;
+mod packages;
+mod shell;
+mod test;
+
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
 
 /// The project's chores
-#[derive(Parser)]
+#[derive(Debug, Parser)]
 #[command(name = "cargo xtask", bin_name = "cargo xtask")]
+struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
 enum Verb {
+    /// Compile the BPF objects, or check that the committed ones are those of the sources
     BuildEbpf(build_ebpf::Options),
+    /// Run every test: unit, documentation, and on the real kernel (as root)
+    Test(test::Options),
+    /// Check format, lints, documentation and the rules of the house
+    Lint(lint::Options),
+    /// Everything that must pass before a change goes in
+    Ci(ci::Options),
 }
 
-fn main() -> Result<()> {
-    match Verb::parse() {
+fn main() -> ExitCode {
+    let done = match Cli::parse().verb {
         Verb::BuildEbpf(options) => build_ebpf::run(&options),
+        Verb::Test(options) => test::run(&options),
+        Verb::Lint(options) => lint::run(&options),
+        Verb::Ci(options) => ci::run(&options),
+    };
+    if let Err(error) = done {
+        println!("error: {error:#}");
+        return ExitCode::FAILURE;
     }
-}
-
-/// The workspace's root: that of the checkout that runs us, also from a shared target directory.
-fn root() -> PathBuf {
-    let manifest = std::env::var_os("CARGO_MANIFEST_DIR");
-    let xtask = manifest.map_or_else(|| PathBuf::from(env!("CARGO_MANIFEST_DIR")), PathBuf::from);
-    xtask.parent().map_or_else(PathBuf::new, Path::to_owned)
-}
-
-/// Shows and runs a command; its failure is ours.
-fn run_command(command: &mut Command) -> Result<()> {
-    println!("+ {}", show(command));
-    let status = command.status().with_context(|| show(command))?;
-    ensure!(status.success(), "{} failed: {status}", show(command));
-    Ok(())
-}
-
-/// First line of what a command prints.
-fn output(command: &mut Command) -> Result<String> {
-    let output = command.output().with_context(|| show(command))?;
-    ensure!(output.status.success(), "{} failed: {}", show(command), output.status);
-    Ok(String::from_utf8(output.stdout)?.lines().next().unwrap_or_default().to_owned())
-}
-
-fn show(command: &Command) -> String {
-    let words = std::iter::once(command.get_program()).chain(command.get_args());
-    words.map(|word| word.to_string_lossy()).collect::<Vec<_>>().join(" ")
+    ExitCode::SUCCESS
 }

@@ -38,7 +38,8 @@ pub enum BtfError {
 /// The offsets that `list_members` needs.
 pub(super) fn offsets() -> Result<Offsets, BtfError> {
     let bytes = fs::read(VMLINUX).map_err(BtfError::Unreadable)?;
-    let btf = Btf::parse(&bytes, &["sock", "sock_common", "sock_reuseport", "bpf_prog", "bpf_prog_aux"])?;
+    let btf =
+        Btf::parse(&bytes, &["sock", "sock_common", "sock_reuseport", "bpf_prog", "bpf_prog_aux"])?;
     let common = btf.offset("sock", "__sk_common")?;
     Ok(Offsets {
         state: common + btf.offset("sock_common", "skc_state")?,

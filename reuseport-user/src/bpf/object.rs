@@ -112,7 +112,10 @@ impl Object {
         if !confinement.has(Cap::Perfmon) {
             // The verifier would only say that it does not know a helper.
             let action = "see which program is attached".to_owned();
-            return Err(BpfError::NotPermitted { action, reason: confinement.explain(Cap::Perfmon) });
+            return Err(BpfError::NotPermitted {
+                action,
+                reason: confinement.explain(Cap::Perfmon),
+            });
         }
         let name = abi::PROGRAM_LIST_MEMBERS;
         let sort = BpfError::sort_load(name, self.verifier_log);

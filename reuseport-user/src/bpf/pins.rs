@@ -98,7 +98,9 @@ fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Pins
     move |source| {
         let hint = match source.raw_os_error() {
             Some(libc::EROFS) => " (mounted read-only: `mount -o remount,rw` it)",
-            Some(libc::EACCES | libc::EPERM) => " (run as root, or give the directory to this user)",
+            Some(libc::EACCES | libc::EPERM) => {
+                " (run as root, or give the directory to this user)"
+            }
             _ => "",
         };
         PinsError::Io { action, path: path.to_owned(), hint, source }

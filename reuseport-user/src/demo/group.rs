@@ -77,20 +77,14 @@ impl Group {
         command: &WorkerCommand,
         cpus: &CpuSet,
     ) -> Result<Option<Self>, DemoError> {
-        let mut group = Self {
-            address,
-            workers: Vec::new(),
-        };
+        let mut group = Self { address, workers: Vec::new() };
         for cpu in cpus.iter() {
             let worker =
                 Worker::spawn(command, cpu).map_err(|source| DemoError::Spawn { cpu, source })?;
             group.workers.push(worker);
         }
         for worker in &mut group.workers {
-            let listen = Command::Listen {
-                cpu: worker.cpu,
-                port: address.port(),
-            };
+            let listen = Command::Listen { cpu: worker.cpu, port: address.port() };
             match worker.ask(listen).await? {
                 Reply::Ready { pid } => worker.pid = pid,
                 Reply::PortTaken => return Ok(None),
@@ -139,10 +133,7 @@ impl Group {
     pub(super) async fn failure(&mut self) -> DemoError {
         let failed = poll_fn(|context| {
             for (index, worker) in self.workers.iter_mut().enumerate() {
-                if Pin::new(&mut worker.control)
-                    .poll_fill_buf(context)
-                    .is_ready()
-                {
+                if Pin::new(&mut worker.control).poll_fill_buf(context).is_ready() {
                     return Poll::Ready(index);
                 }
             }
@@ -160,11 +151,8 @@ impl Group {
 impl Drop for Group {
     fn drop(&mut self) {
         // All are told before the first is waited for.
-        let mut children: Vec<Child> = self
-            .workers
-            .drain(..)
-            .map(|Worker { child, .. }| child)
-            .collect();
+        let mut children: Vec<Child> =
+            self.workers.drain(..).map(|Worker { child, .. }| child).collect();
         let deadline = Instant::now() + FAREWELL;
         for child in &mut children {
             while !ended(child) {
@@ -207,24 +195,14 @@ impl Worker {
         let control = BufReader::new(UnixStream::from_std(ours)?);
         let child = Process::new(&command.program)
             .args(&command.arguments)
-            .envs(
-                command
-                    .environment
-                    .iter()
-                    .map(|(name, value)| (name, value)),
-            )
+            .envs(command.environment.iter().map(|(name, value)| (name, value)))
             .stdin(Stdio::from(OwnedFd::from(theirs)))
             .stdout(Stdio::null())
             .stderr(Stdio::null())
             // A terminal's Ctrl-C goes to us alone: the workers end after steering is off.
             .process_group(0)
             .spawn()?;
-        Ok(Self {
-            cpu,
-            pid: child.id(),
-            child,
-            control,
-        })
+        Ok(Self { cpu, pid: child.id(), child, control })
     }
 
     async fn ask(&mut self, command: Command) -> Result<Reply, DemoError> {
@@ -243,11 +221,7 @@ impl Worker {
         let mut line = String::new();
         let (cpu, pid) = (self.cpu, self.pid);
         match tokio::time::timeout(ANSWER, self.control.read_line(&mut line)).await {
-            Err(_) => Err(DemoError::WorkerSilent {
-                cpu,
-                pid,
-                limit: ANSWER,
-            }),
+            Err(_) => Err(DemoError::WorkerSilent { cpu, pid, limit: ANSWER }),
             Ok(Err(_) | Ok(0)) => Err(self.died().await),
             Ok(Ok(_)) => match serde_json::from_str(&line) {
                 Ok(Reply::Failed(message)) => Err(DemoError::WorkerFailed { cpu, pid, message }),
@@ -264,18 +238,10 @@ impl Worker {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let status = self.child.try_wait().ok().flatten();
-        DemoError::WorkerDied {
-            cpu: self.cpu,
-            pid: self.pid,
-            status,
-        }
+        DemoError::WorkerDied { cpu: self.cpu, pid: self.pid, status }
     }
 
     fn unexpected(&self, reply: &Reply) -> DemoError {
-        DemoError::WorkerSpeech {
-            cpu: self.cpu,
-            pid: self.pid,
-            line: format!("{reply:?}"),
-        }
+        DemoError::WorkerSpeech { cpu: self.cpu, pid: self.pid, line: format!("{reply:?}") }
     }
 }

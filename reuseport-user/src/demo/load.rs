@@ -77,10 +77,7 @@ impl LoadResult {
 #[derive(Debug, thiserror::Error)]
 pub enum LoadError {
     /// A client thread could not be started.
-    #[error(
-        "cannot start a client thread for CPU {cpu}: {source}{}",
-        super::limit_hint(source)
-    )]
+    #[error("cannot start a client thread for CPU {cpu}: {source}{}", super::limit_hint(source))]
     Spawn {
         /// Its CPU.
         cpu: Cpu,
@@ -106,15 +103,9 @@ pub fn run(options: &LoadOptions) -> Result<LoadResult, LoadError> {
 /// Starts a load and returns at once.
 pub fn start(options: &LoadOptions) -> Result<Running, LoadError> {
     let begin = Instant::now() + options.warmup;
-    let window = Window {
-        begin,
-        end: begin + options.duration,
-    };
-    let mut running = Running {
-        window,
-        stop: Arc::new(AtomicBool::new(false)),
-        threads: Vec::new(),
-    };
+    let window = Window { begin, end: begin + options.duration };
+    let mut running =
+        Running { window, stop: Arc::new(AtomicBool::new(false)), threads: Vec::new() };
     for cpu in options.cpus.iter() {
         for _ in 0..options.connections_per_cpu {
             let (address, stop) = (options.address, Arc::clone(&running.stop));
@@ -220,10 +211,7 @@ fn client(
         match exchange(domain, &address) {
             Ok((started, replied)) if replied >= window.begin && replied < window.end => {
                 let latency = (replied - started).as_nanos();
-                tally
-                    .latency
-                    .0
-                    .saturating_record(u64::try_from(latency).unwrap_or(u64::MAX));
+                tally.latency.0.saturating_record(u64::try_from(latency).unwrap_or(u64::MAX));
             }
             Ok(_) => tally.outside_window += 1,
             Err(failure) => {
@@ -239,10 +227,7 @@ fn client(
 #[derive(Debug, thiserror::Error)]
 enum Failure {
     #[error("{step}: {source}{}", super::limit_hint(source))]
-    Io {
-        step: &'static str,
-        source: io::Error,
-    },
+    Io { step: &'static str, source: io::Error },
     #[error("{0}: no answer within {TIMEOUT:?}")]
     Timeout(&'static str),
     #[error("reply of {0} bytes instead of {REPLY}")]
@@ -261,27 +246,16 @@ fn during(step: &'static str) -> impl FnOnce(io::Error) -> Failure {
 fn exchange(domain: Domain, address: &SockAddr) -> Result<(Instant, Instant), Failure> {
     let socket = Socket::new(domain, Type::STREAM, None).map_err(during("socket"))?;
     // Closing sends a reset, which frees the port at once on both sides.
-    socket
-        .set_linger(Some(Duration::ZERO))
-        .map_err(during("set SO_LINGER"))?;
-    socket
-        .set_write_timeout(Some(TIMEOUT))
-        .map_err(during("set SO_SNDTIMEO"))?;
-    socket
-        .set_read_timeout(Some(TIMEOUT))
-        .map_err(during("set SO_RCVTIMEO"))?;
+    socket.set_linger(Some(Duration::ZERO)).map_err(during("set SO_LINGER"))?;
+    socket.set_write_timeout(Some(TIMEOUT)).map_err(during("set SO_SNDTIMEO"))?;
+    socket.set_read_timeout(Some(TIMEOUT)).map_err(during("set SO_RCVTIMEO"))?;
     let started = Instant::now();
     socket.connect(address).map_err(during("connect"))?;
-    (&socket)
-        .write_all(&[b'?'; REQUEST])
-        .map_err(during("send"))?;
+    (&socket).write_all(&[b'?'; REQUEST]).map_err(during("send"))?;
     // One byte more than a reply, so that a longer one is noticed.
     let (mut reply, mut length, mut replied) = ([0; REPLY + 1], 0, started);
     loop {
-        match (&socket)
-            .read(&mut reply[length..])
-            .map_err(during("receive"))?
-        {
+        match (&socket).read(&mut reply[length..]).map_err(during("receive"))? {
             0 if length == REPLY => return Ok((started, replied)),
             0 => return Err(Failure::Length(length)),
             received => length += received,

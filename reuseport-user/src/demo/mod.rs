@@ -131,10 +131,7 @@ pub enum DemoError {
     )]
     PortsTaken(usize),
     /// No worker process.
-    #[error(
-        "cannot start the worker for CPU {cpu}: {source}{}",
-        limit_hint(source)
-    )]
+    #[error("cannot start the worker for CPU {cpu}: {source}{}", limit_hint(source))]
     Spawn {
         /// The CPU it was for.
         cpu: Cpu,
@@ -189,10 +186,7 @@ pub enum DemoError {
     #[error(transparent)]
     Load(#[from] LoadError),
     /// A whole round without a reply.
-    #[error(
-        "no connection to {address} was answered in a whole round: {}",
-        list(errors)
-    )]
+    #[error("no connection to {address} was answered in a whole round: {}", list(errors))]
     NoConnections {
         /// Where to.
         address: SocketAddr,
@@ -242,15 +236,9 @@ fn limit_hint(error: &io::Error) -> &'static str {
 
 /// `12 x connect: Connection refused, 1 x ...`
 fn list(errors: &BTreeMap<String, u64>) -> String {
-    let each: Vec<String> = errors
-        .iter()
-        .map(|(error, count)| format!("{count} x {error}"))
-        .collect();
-    if each.is_empty() {
-        "all were too slow".to_owned()
-    } else {
-        each.join(", ")
-    }
+    let each: Vec<String> =
+        errors.iter().map(|(error, count)| format!("{count} x {error}")).collect();
+    if each.is_empty() { "all were too slow".to_owned() } else { each.join(", ") }
 }
 
 /// Runs the demo with `steering`, which is tried before the first round, so that what forbids it
@@ -284,41 +272,22 @@ fn run_with(options: &DemoOptions, mut mechanism: Mechanism<'_>) -> Result<Repor
     if cpus.len() < 2 {
         return Err(DemoError::TooFewCpus(cpus));
     }
-    let seed = options
-        .seed
-        .unwrap_or_else(|| RandomState::new().build_hasher().finish());
+    let seed = options.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
-        .map_err(|source| DemoError::Runtime {
-            operation: "start the runtime",
-            source,
-        })?;
+        .map_err(|source| DemoError::Runtime { operation: "start the runtime", source })?;
     let entered = runtime.enter();
     let mut interrupts = rounds::Interrupts::catch()?;
     drop(entered);
     let mut group = runtime.block_on(group::Group::start(&options.worker, &cpus))?;
-    let seen = rounds::run(
-        &runtime,
-        options,
-        &cpus,
-        seed,
-        &mut group,
-        &mut mechanism,
-        &mut interrupts,
-    )?;
+    let seen =
+        rounds::run(&runtime, options, &cpus, seed, &mut group, &mut mechanism, &mut interrupts)?;
     let mechanism = match mechanism {
         Mechanism::Steering(_) => "eBPF",
         Mechanism::IncomingCpu => "SO_INCOMING_CPU",
     };
-    Ok(Report::new(
-        options,
-        &cpus,
-        group.pids(),
-        seed,
-        mechanism,
-        seen,
-    ))
+    Ok(Report::new(options, &cpus, group.pids(), seed, mechanism, seen))
 }
 
 /// CPUs that this thread may run on; the kernel leaves out those that are offline.

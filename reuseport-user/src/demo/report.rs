@@ -27,20 +27,13 @@ impl Matrix {
     pub fn new(cpus: &CpuSet) -> Self {
         let workers: Vec<Cpu> = cpus.iter().collect();
         let counts = vec![vec![0; workers.len()]; workers.len()];
-        Self {
-            received: workers.clone(),
-            workers,
-            counts,
-        }
+        Self { received: workers.clone(), workers, counts }
     }
 
     /// The same rows and columns, all zeros.
     pub(super) fn cleared(&self) -> Self {
         let counts = vec![vec![0; self.workers.len()]; self.received.len()];
-        Self {
-            counts,
-            ..self.clone()
-        }
+        Self { counts, ..self.clone() }
     }
 
     /// Adds `count` connections. A receiving CPU without a row gets one: softirqs run where the
@@ -49,15 +42,11 @@ impl Matrix {
         let Some(column) = self.workers.iter().position(|cpu| *cpu == worker) else {
             return;
         };
-        let row = self
-            .received
-            .iter()
-            .position(|cpu| *cpu == received)
-            .unwrap_or_else(|| {
-                self.received.push(received);
-                self.counts.push(vec![0; self.workers.len()]);
-                self.received.len() - 1
-            });
+        let row = self.received.iter().position(|cpu| *cpu == received).unwrap_or_else(|| {
+            self.received.push(received);
+            self.counts.push(vec![0; self.workers.len()]);
+            self.received.len() - 1
+        });
         self.counts[row][column] += count;
     }
 
@@ -229,22 +218,13 @@ impl Report {
         mechanism: &'static str,
         seen: Rounds,
     ) -> Self {
-        let Rounds {
-            pairs,
-            before,
-            after,
-        } = seen;
+        let Rounds { pairs, before, after } = seen;
         let rate = |sample: &Sample| sample.connections_per_second;
-        let ratios: Vec<f64> = pairs
-            .iter()
-            .map(|pair| rate(&pair.after) / rate(&pair.before))
-            .collect();
+        let ratios: Vec<f64> =
+            pairs.iter().map(|pair| rate(&pair.after) / rate(&pair.before)).collect();
         let verdict = Verdict::of(&ratios);
         let conclusion = conclusion(verdict, &ratios, after.locality());
-        let errors = pairs
-            .iter()
-            .map(|pair| pair.before.errors + pair.after.errors)
-            .sum();
+        let errors = pairs.iter().map(|pair| pair.before.errors + pair.after.errors).sum();
         let caveats = caveats(cpus, errors, &pairs);
         Self {
             cpus: cpus.clone(),
@@ -292,13 +272,7 @@ impl Report {
             "median [p10..p90]", "before", "after", "after / before"
         )?;
         row(out, "locality, %", self.locality.as_ref(), 100.0, 1)?;
-        row(
-            out,
-            "connections/s",
-            self.connections_per_second.as_ref(),
-            1.0,
-            0,
-        )?;
+        row(out, "connections/s", self.connections_per_second.as_ref(), 1.0, 0)?;
         row(out, "p50, us", self.p50_us.as_ref(), 1.0, 0)?;
         row(out, "p99, us", self.p99_us.as_ref(), 1.0, 0)?;
         writeln!(out)?;
@@ -317,12 +291,7 @@ fn row(
     scale: f64,
     digits: usize,
 ) -> io::Result<()> {
-    let Some(Summary {
-        before,
-        after,
-        ratio,
-    }) = summary
-    else {
+    let Some(Summary { before, after, ratio }) = summary else {
         return writeln!(out, "{name:<18} {:>27}", "not measured");
     };
     let cell = |spread: &Spread, scale: f64, digits: usize| {
@@ -389,9 +358,7 @@ fn caveats(cpus: &CpuSet, errors: u64, pairs: &[Pair]) -> Vec<String> {
             .to_owned(),
     ];
     if errors > 0 {
-        caveats.push(format!(
-            "{errors} connections failed; treat the figures with suspicion."
-        ));
+        caveats.push(format!("{errors} connections failed; treat the figures with suspicion."));
     }
     let stranger = pairs
         .iter()

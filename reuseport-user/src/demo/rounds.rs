@@ -20,10 +20,7 @@ impl Interrupts {
     pub(super) fn catch() -> Result<Self, DemoError> {
         let catch = |kind, name| match signal(kind) {
             Ok(stream) => Ok((stream, name)),
-            Err(source) => Err(DemoError::Runtime {
-                operation: "catch signals",
-                source,
-            }),
+            Err(source) => Err(DemoError::Runtime { operation: "catch signals", source }),
         };
         Ok(Self([
             catch(SignalKind::interrupt(), "SIGINT")?,
@@ -58,16 +55,12 @@ impl Switch<'_, '_> {
         let port = self.group.address().port();
         match (&mut *self.mechanism, on) {
             (Mechanism::Steering(steering), true) => {
-                steering
-                    .on(port)
-                    .map_err(|source| DemoError::SteeringOn { port, source })?;
+                steering.on(port).map_err(|source| DemoError::SteeringOn { port, source })?;
             }
             (Mechanism::Steering(steering), false) => {
                 // Before the call: what failed once is not tried again on the way out.
                 self.on = false;
-                steering
-                    .off(port)
-                    .map_err(|source| DemoError::SteeringOff { port, source })?;
+                steering.off(port).map_err(|source| DemoError::SteeringOff { port, source })?;
             }
             (Mechanism::IncomingCpu, on) => self.runtime.block_on(self.group.prefer_cpu(on))?,
         }
@@ -92,10 +85,9 @@ impl Switch<'_, '_> {
             return outcome;
         }
         match (outcome, self.set(false)) {
-            (Err(first), Err(then)) => Err(DemoError::Left {
-                first: Box::new(first),
-                then: Box::new(then),
-            }),
+            (Err(first), Err(then)) => {
+                Err(DemoError::Left { first: Box::new(first), then: Box::new(then) })
+            }
             (Ok(_), Err(error)) | (Err(error), Ok(())) => Err(error),
             (Ok(value), Ok(())) => Ok(value),
         }
@@ -126,21 +118,8 @@ pub(super) fn run(
         duration: options.duration,
     };
     let progress = progress(options);
-    let mut switch = Switch {
-        runtime,
-        group,
-        mechanism,
-        on: false,
-    };
-    let outcome = pairs(
-        options,
-        cpus,
-        seed,
-        &load,
-        &progress,
-        &mut switch,
-        interrupts,
-    );
+    let mut switch = Switch { runtime, group, mechanism, on: false };
+    let outcome = pairs(options, cpus, seed, &load, &progress, &mut switch, interrupts);
     progress.finish_and_clear();
     switch.close(outcome)
 }
@@ -154,19 +133,13 @@ fn pairs(
     switch: &mut Switch<'_, '_>,
     interrupts: &mut Interrupts,
 ) -> Result<Rounds, DemoError> {
-    let mut rounds = Rounds {
-        pairs: Vec::new(),
-        before: Matrix::new(cpus),
-        after: Matrix::new(cpus),
-    };
+    let mut rounds =
+        Rounds { pairs: Vec::new(), before: Matrix::new(cpus), after: Matrix::new(cpus) };
     let mut random = SplitMix(seed);
     // What prevents steering (a missing capability, most of all) is known before the first round.
     switch.set(true)?;
     for number in 1..=options.rounds {
-        let mut pair = Pair {
-            steered_first: random.coin(),
-            ..Pair::default()
-        };
+        let mut pair = Pair { steered_first: random.coin(), ..Pair::default() };
         for steered in [pair.steered_first, !pair.steered_first] {
             let mode = if steered { "steered" } else { "kernel's hash" };
             progress.set_message(format!("pair {number} of {}, {mode}", options.rounds));
@@ -207,10 +180,7 @@ fn round(
     runtime.block_on(group.count_into(&mut counted))?;
     matrix.merge(&counted);
     if result.connections == 0 {
-        return Err(DemoError::NoConnections {
-            address: load.address,
-            errors: result.errors,
-        });
+        return Err(DemoError::NoConnections { address: load.address, errors: result.errors });
     }
     Ok(Sample::of(&result, &counted))
 }
@@ -218,11 +188,8 @@ fn round(
 /// Hidden unless standard error is a terminal.
 fn progress(options: &DemoOptions) -> ProgressBar {
     let rounds = 2 * u64::from(options.rounds);
-    let target = if options.progress {
-        ProgressDrawTarget::stderr()
-    } else {
-        ProgressDrawTarget::hidden()
-    };
+    let target =
+        if options.progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
     let bar = ProgressBar::with_draw_target(Some(rounds), target);
     let style = ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left");
     match style {

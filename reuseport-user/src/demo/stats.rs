@@ -99,27 +99,10 @@ mod tests {
     #[test]
     fn spread_of_known_samples() {
         let ten: Vec<f64> = (1..=11).rev().map(f64::from).collect();
-        assert_eq!(
-            Spread::of(&ten),
-            Some(Spread {
-                p10: 2.0,
-                median: 6.0,
-                p90: 10.0
-            })
-        );
+        assert_eq!(Spread::of(&ten), Some(Spread { p10: 2.0, median: 6.0, p90: 10.0 }));
         let two = Spread::of(&[3.0, 1.0]).unwrap();
-        assert!(
-            close(two.p10, 1.2) && close(two.median, 2.0) && close(two.p90, 2.8),
-            "{two:?}"
-        );
-        assert_eq!(
-            Spread::of(&[7.0]),
-            Some(Spread {
-                p10: 7.0,
-                median: 7.0,
-                p90: 7.0
-            })
-        );
+        assert!(close(two.p10, 1.2) && close(two.median, 2.0) && close(two.p90, 2.8), "{two:?}");
+        assert_eq!(Spread::of(&[7.0]), Some(Spread { p10: 7.0, median: 7.0, p90: 7.0 }));
     }
 
     #[test]
@@ -131,13 +114,9 @@ mod tests {
 
     #[test]
     fn sign_test_agrees_with_the_tables() {
-        for (above, below, chance) in [
-            (6, 0, 0.03125),
-            (0, 6, 0.03125),
-            (5, 0, 0.0625),
-            (9, 1, 22.0 / 1024.0),
-            (5, 5, 1.0),
-        ] {
+        for (above, below, chance) in
+            [(6, 0, 0.03125), (0, 6, 0.03125), (5, 0, 0.0625), (9, 1, 22.0 / 1024.0), (5, 5, 1.0)]
+        {
             let mut ratios = vec![1.1; above];
             ratios.extend(vec![0.9; below]);
             assert!(
@@ -157,11 +136,7 @@ mod tests {
     fn verdict_needs_one_side_and_enough_pairs() {
         assert_eq!(Verdict::of(&[1.08; 10]), Verdict::Helps);
         assert_eq!(Verdict::of(&[0.9; 10]), Verdict::Hurts);
-        assert_eq!(
-            Verdict::of(&[1.5; 5]),
-            Verdict::CannotTell,
-            "five pairs are too few"
-        );
+        assert_eq!(Verdict::of(&[1.5; 5]), Verdict::CannotTell, "five pairs are too few");
         assert_eq!(Verdict::of(&[1.0; 10]), Verdict::CannotTell);
         let noisy = [1.3, 0.9, 1.2, 0.95, 1.1, 0.8, 1.05, 0.99, 1.2, 1.01];
         assert_eq!(Verdict::of(&noisy), Verdict::CannotTell);

@@ -26,17 +26,11 @@ fn worker_entry() {
 #[test]
 fn demo_entry() {
     if std::env::var_os(ROLE).is_some_and(|role| role == "demo") {
-        let options = DemoOptions {
-            rounds: 100,
-            duration: Duration::from_secs(2),
-            ..quick()
-        };
+        let options = DemoOptions { rounds: 100, duration: Duration::from_secs(2), ..quick() };
         let outcome = run(&options, &mut Spoken);
         say(&format!(
             "ended {}",
-            outcome
-                .err()
-                .map_or_else(String::new, |error| error.to_string())
+            outcome.err().map_or_else(String::new, |error| error.to_string())
         ));
     }
 }
@@ -56,10 +50,7 @@ impl Steering for Spoken {
 
     fn off(&mut self, port: u16) -> Result<(), SteeringError> {
         // Workers must outlive steering, so that it is taken from a group that still exists.
-        say(&format!(
-            "off {}",
-            if refused(port) { "too late" } else { "in time" }
-        ));
+        say(&format!("off {}", if refused(port) { "too late" } else { "in time" }));
         Ok(())
     }
 }
@@ -149,11 +140,8 @@ fn a_worker_on(port: u16) -> Pid {
     let holds = |pid: &Pid| {
         std::fs::read_dir(format!("/proc/{pid}/fd")).is_ok_and(|files| {
             files.flatten().any(|file| {
-                std::fs::read_link(file.path()).is_ok_and(|link| {
-                    inodes
-                        .iter()
-                        .any(|inode| link.as_os_str() == inode.as_str())
-                })
+                std::fs::read_link(file.path())
+                    .is_ok_and(|link| inodes.iter().any(|inode| link.as_os_str() == inode.as_str()))
             })
         })
     };
@@ -165,9 +153,7 @@ fn a_worker_on(port: u16) -> Pid {
 }
 
 fn kill(signal: &str, target: &str) {
-    let status = Command::new("kill")
-        .args([&format!("-{signal}"), "--", target])
-        .status();
+    let status = Command::new("kill").args([&format!("-{signal}"), "--", target]).status();
     assert!(status.expect("kill(1)").success());
 }
 
@@ -176,27 +162,13 @@ fn steering_makes_every_connection_local_and_the_hash_does_not() {
     let report = run_with_incoming_cpu(&quick()).unwrap();
     let cpus = report.cpus.len() as f64;
     let before = report.matrix_before.locality();
-    assert!(
-        (before - 1.0 / cpus).abs() < 0.1,
-        "hash: {before} on {cpus} CPUs"
-    );
-    assert!(
-        report.matrix_after.locality() > 0.999,
-        "steered: {:?}",
-        report.matrix_after
-    );
+    assert!((before - 1.0 / cpus).abs() < 0.1, "hash: {before} on {cpus} CPUs");
+    assert!(report.matrix_after.locality() > 0.999, "steered: {:?}", report.matrix_after);
     assert_eq!(report.errors, 0);
     assert_eq!(report.pairs.len(), 2);
-    for sample in report
-        .pairs
-        .iter()
-        .flat_map(|pair| [&pair.before, &pair.after])
-    {
+    for sample in report.pairs.iter().flat_map(|pair| [&pair.before, &pair.after]) {
         assert!(sample.connections > 0 && sample.completed > sample.connections);
-        assert_eq!(
-            sample.accepted, sample.completed,
-            "both sides count the same connections"
-        );
+        assert_eq!(sample.accepted, sample.completed, "both sides count the same connections");
         assert!(0.0 < sample.p50_us && sample.p50_us <= sample.p99_us);
     }
     let every_row_and_column_served = |matrix: &Matrix| {
@@ -207,48 +179,24 @@ fn steering_makes_every_connection_local_and_the_hash_does_not() {
     };
     assert!(every_row_and_column_served(&report.matrix_before));
     assert!(every_row_and_column_served(&report.matrix_after));
-    assert_eq!(
-        report.verdict,
-        stats::Verdict::CannotTell,
-        "two pairs never suffice"
-    );
-    assert!(
-        !report.workers.iter().any(|pid| alive(*pid)),
-        "{:?}",
-        report.workers
-    );
+    assert_eq!(report.verdict, stats::Verdict::CannotTell, "two pairs never suffice");
+    assert!(!report.workers.iter().any(|pid| alive(*pid)), "{:?}", report.workers);
 }
 
 #[test]
 fn a_report_prints_and_serializes() {
-    let report = run_with_incoming_cpu(&DemoOptions {
-        rounds: 1,
-        ..quick()
-    })
-    .unwrap();
+    let report = run_with_incoming_cpu(&DemoOptions { rounds: 1, ..quick() }).unwrap();
     let mut text = Vec::new();
     report.print_into(&mut text).unwrap();
     let text = String::from_utf8(text).unwrap();
-    for expected in [
-        "received on",
-        "worker",
-        "locality, %",
-        "connections/s",
-        "p99",
-        "seed 7",
-        "machine",
-    ] {
+    for expected in
+        ["received on", "worker", "locality, %", "connections/s", "p99", "seed 7", "machine"]
+    {
         assert!(text.contains(expected), "{expected:?} is not in\n{text}");
     }
-    assert!(
-        text.lines().all(|line| line.chars().count() <= 100),
-        "{text}"
-    );
+    assert!(text.lines().all(|line| line.chars().count() <= 100), "{text}");
     let json = serde_json::to_value(&report).unwrap();
-    assert_eq!(
-        json["matrix_after"]["counts"][0][0],
-        report.matrix_after.counts[0][0]
-    );
+    assert_eq!(json["matrix_after"]["counts"][0][0], report.matrix_after.counts[0][0]);
     assert_eq!(json["pairs"][0]["after"]["errors"], 0);
 }
 
@@ -256,23 +204,11 @@ fn a_report_prints_and_serializes() {
 fn without_effect_it_says_so() {
     let mut steering = Recorded::default();
     let report = run(&quick(), &mut steering).unwrap();
-    assert!(
-        report.conclusion.contains("not in force"),
-        "{}",
-        report.conclusion
-    );
+    assert!(report.conclusion.contains("not in force"), "{}", report.conclusion);
     let (port, calls) = (steering.calls[0].1, steering.calls);
-    assert!(
-        calls.iter().all(|call| call.1 == port),
-        "one port: {calls:?}"
-    );
+    assert!(calls.iter().all(|call| call.1 == port), "one port: {calls:?}");
     // On and off alternate, and it ends off.
-    assert!(
-        calls
-            .chunks(2)
-            .all(|pair| pair[0].0 == "on" && pair[1].0 == "off"),
-        "{calls:?}"
-    );
+    assert!(calls.chunks(2).all(|pair| pair[0].0 == "on" && pair[1].0 == "off"), "{calls:?}");
     assert!(calls.len() >= 2 * quick().rounds as usize - 1, "{calls:?}");
     assert!(refused(port));
     assert_eq!(sockets(port, "06").len(), 0, "no TIME_WAIT, on either side");
@@ -280,39 +216,20 @@ fn without_effect_it_says_so() {
 
 #[test]
 fn steering_that_is_refused_leaves_nothing() {
-    let mut steering = Recorded {
-        refuse: true,
-        ..Recorded::default()
-    };
+    let mut steering = Recorded { refuse: true, ..Recorded::default() };
     let error = run(&quick(), &mut steering).unwrap_err();
     assert!(matches!(error, DemoError::SteeringOn { .. }), "{error}");
     assert!(error.to_string().contains("CAP_BPF is missing"), "{error}");
     let port = steering.calls[0].1;
-    assert_eq!(
-        steering.calls,
-        [("on", port)],
-        "tried once, before the first round"
-    );
+    assert_eq!(steering.calls, [("on", port)], "tried once, before the first round");
     assert!(refused(port));
 }
 
 #[test]
 fn a_worker_that_dies_ends_the_demo() {
-    let mut steering = Recorded {
-        signal: Some("KILL"),
-        ..Recorded::default()
-    };
-    let error = run(
-        &DemoOptions {
-            rounds: 50,
-            ..quick()
-        },
-        &mut steering,
-    )
-    .unwrap_err();
-    let DemoError::WorkerDied { pid, status, .. } = &error else {
-        panic!("{error}")
-    };
+    let mut steering = Recorded { signal: Some("KILL"), ..Recorded::default() };
+    let error = run(&DemoOptions { rounds: 50, ..quick() }, &mut steering).unwrap_err();
+    let DemoError::WorkerDied { pid, status, .. } = &error else { panic!("{error}") };
     assert!(error.to_string().contains("signal: 9"), "{status:?}");
     assert!(!alive(*pid));
     let (last, port) = *steering.calls.last().unwrap();
@@ -322,80 +239,34 @@ fn a_worker_that_dies_ends_the_demo() {
 
 #[test]
 fn steering_that_cannot_be_stopped_is_told_beside_what_happened() {
-    let mut steering = Recorded {
-        stick: true,
-        ..Recorded::default()
-    };
-    let error = run(
-        &DemoOptions {
-            rounds: 50,
-            ..quick()
-        },
-        &mut steering,
-    )
-    .unwrap_err();
+    let mut steering = Recorded { stick: true, ..Recorded::default() };
+    let error = run(&DemoOptions { rounds: 50, ..quick() }, &mut steering).unwrap_err();
     assert!(matches!(error, DemoError::SteeringOff { .. }), "{error}");
     let offs = steering.calls.iter().filter(|call| call.0 == "off").count();
-    assert_eq!(
-        offs, 2,
-        "tried once more than it worked, not over and over: {:?}",
-        steering.calls
-    );
+    assert_eq!(offs, 2, "tried once more than it worked, not over and over: {:?}", steering.calls);
 
-    let mut steering = Recorded {
-        signal: Some("KILL"),
-        stick: true,
-        ..Recorded::default()
-    };
-    let error = run(
-        &DemoOptions {
-            rounds: 50,
-            seed: Some(1),
-            ..quick()
-        },
-        &mut steering,
-    )
-    .unwrap_err();
+    let mut steering = Recorded { signal: Some("KILL"), stick: true, ..Recorded::default() };
+    let error =
+        run(&DemoOptions { rounds: 50, seed: Some(1), ..quick() }, &mut steering).unwrap_err();
     assert!(matches!(error, DemoError::Left { .. }), "{error}");
     let text = error.to_string();
-    assert!(
-        text.contains("signal: 9") && text.contains("the pin is busy"),
-        "{text}"
-    );
+    assert!(text.contains("signal: 9") && text.contains("the pin is busy"), "{text}");
     assert!(refused(steering.calls[0].1));
 }
 
 #[test]
 fn a_worker_that_hangs_ends_the_demo() {
-    let mut steering = Recorded {
-        signal: Some("STOP"),
-        ..Recorded::default()
-    };
-    let error = run(
-        &DemoOptions {
-            rounds: 50,
-            ..quick()
-        },
-        &mut steering,
-    )
-    .unwrap_err();
-    let DemoError::WorkerSilent { pid, .. } = &error else {
-        panic!("{error}")
-    };
-    assert!(
-        !alive(*pid),
-        "a stopped process does not see its socket close, and is killed"
-    );
+    let mut steering = Recorded { signal: Some("STOP"), ..Recorded::default() };
+    let error = run(&DemoOptions { rounds: 50, ..quick() }, &mut steering).unwrap_err();
+    let DemoError::WorkerSilent { pid, .. } = &error else { panic!("{error}") };
+    assert!(!alive(*pid), "a stopped process does not see its socket close, and is killed");
     assert!(refused(steering.calls[0].1));
 }
 
 #[test]
 fn too_few_descriptors_are_told_with_the_limit() {
-    let WorkerCommand {
-        program,
-        arguments,
-        environment,
-    } = entry("demo::tests::demo_entry", "demo");
+    let WorkerCommand { program, arguments, environment } =
+        entry("demo::tests::demo_entry", "demo");
     for limit in [10, 13] {
         let output = Command::new("sh")
             .args(["-c", &format!("ulimit -n {limit}; exec \"$0\" \"$@\"")])
@@ -405,10 +276,7 @@ fn too_few_descriptors_are_told_with_the_limit() {
             .output()
             .unwrap();
         let text = String::from_utf8_lossy(&output.stdout);
-        let ended = text
-            .lines()
-            .find(|line| line.starts_with("ended"))
-            .expect("it ends");
+        let ended = text.lines().find(|line| line.starts_with("ended")).expect("it ends");
         assert!(ended.contains("`ulimit -n`"), "{limit}: {ended}");
     }
 }
@@ -417,26 +285,18 @@ fn too_few_descriptors_are_told_with_the_limit() {
 fn one_cpu_is_not_enough() {
     let cpu = two_cpus().first().unwrap();
     let pinned = std::thread::spawn(move || {
-        assert!(core_affinity::set_for_current(core_affinity::CoreId {
-            id: cpu as usize
-        }));
+        assert!(core_affinity::set_for_current(core_affinity::CoreId { id: cpu as usize }));
         run_with_incoming_cpu(&quick())
     });
     let error = pinned.join().unwrap().unwrap_err();
-    assert!(
-        error.to_string().contains(&format!("only CPU {cpu}")),
-        "{error}"
-    );
+    assert!(error.to_string().contains(&format!("only CPU {cpu}")), "{error}");
 }
 
 #[test]
 fn a_stopped_demo_cleans_up() {
     for signal in ["INT", "TERM"] {
-        let WorkerCommand {
-            program,
-            arguments,
-            environment,
-        } = entry("demo::tests::demo_entry", "demo");
+        let WorkerCommand { program, arguments, environment } =
+            entry("demo::tests::demo_entry", "demo");
         let mut demo = Command::new(program)
             .args(arguments)
             .envs(environment)
@@ -446,10 +306,7 @@ fn a_stopped_demo_cleans_up() {
             .unwrap();
         let lines: Vec<String> = lines_after_signal(&mut demo, signal);
         assert!(demo.wait().unwrap().success());
-        assert_eq!(
-            lines.iter().find(|line| line.starts_with("off")).unwrap(),
-            "off in time"
-        );
+        assert_eq!(lines.iter().find(|line| line.starts_with("off")).unwrap(), "off in time");
         let ended = lines.iter().find(|line| line.starts_with("ended")).unwrap();
         assert!(ended.contains(&format!("ended by SIG{signal}")), "{ended}");
     }
@@ -457,12 +314,8 @@ fn a_stopped_demo_cleans_up() {
 
 /// Signals the demo while its second round or a later one runs; what it says from then on.
 fn lines_after_signal(demo: &mut Child, signal: &str) -> Vec<String> {
-    let mut lines = BufReader::new(demo.stdout.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
-    let on = lines
-        .find(|line| line.starts_with("on "))
-        .expect("it steers");
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let on = lines.find(|line| line.starts_with("on ")).expect("it steers");
     let port: u16 = on["on ".len()..].parse().unwrap();
     let started = Instant::now();
     // As a terminal does: all of its process group.
@@ -476,23 +329,16 @@ fn lines_after_signal(demo: &mut Child, signal: &str) -> Vec<String> {
 
 #[test]
 fn a_killed_demo_leaves_no_workers() {
-    let WorkerCommand {
-        program,
-        arguments,
-        environment,
-    } = entry("demo::tests::demo_entry", "demo");
+    let WorkerCommand { program, arguments, environment } =
+        entry("demo::tests::demo_entry", "demo");
     let mut demo = Command::new(program)
         .args(arguments)
         .envs(environment)
         .stdout(Stdio::piped())
         .spawn()
         .unwrap();
-    let mut lines = BufReader::new(demo.stdout.take().unwrap())
-        .lines()
-        .map(Result::unwrap);
-    let on = lines
-        .find(|line| line.starts_with("on "))
-        .expect("it steers");
+    let mut lines = BufReader::new(demo.stdout.take().unwrap()).lines().map(Result::unwrap);
+    let on = lines.find(|line| line.starts_with("on ")).expect("it steers");
     let port: u16 = on["on ".len()..].parse().unwrap();
     demo.kill().unwrap();
     demo.wait().unwrap();
@@ -505,79 +351,47 @@ fn a_killed_demo_leaves_no_workers() {
 
 #[test]
 fn a_port_that_is_taken_is_not_shared() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let holder = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let (address, options, cpus) = (holder.local_addr().unwrap(), quick(), two_cpus());
-    let group = runtime
-        .block_on(Group::start_on(address, &options.worker, &cpus))
-        .unwrap();
+    let group = runtime.block_on(Group::start_on(address, &options.worker, &cpus)).unwrap();
     assert!(group.is_none(), "{group:?}");
 }
 
 #[test]
 fn a_worker_that_cannot_start_is_named() {
-    let worker = WorkerCommand {
-        program: "/nonexistent".into(),
-        ..quick().worker
-    };
+    let worker = WorkerCommand { program: "/nonexistent".into(), ..quick().worker };
     let error = run_with_incoming_cpu(&DemoOptions { worker, ..quick() }).unwrap_err();
     assert!(matches!(error, DemoError::Spawn { .. }), "{error}");
     // A program that is no worker.
-    let worker = WorkerCommand {
-        program: "true".into(),
-        ..quick().worker
-    };
+    let worker = WorkerCommand { program: "true".into(), ..quick().worker };
     let error = run_with_incoming_cpu(&DemoOptions { worker, ..quick() }).unwrap_err();
     assert!(matches!(error, DemoError::WorkerDied { .. }), "{error}");
 }
 
 #[test]
 fn a_worker_reports_a_cpu_it_cannot_have() {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .unwrap();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let error = runtime
         .block_on(Group::start(&quick().worker, &CpuSet::from([1023])))
         .expect_err("no CPU 1023");
-    assert!(
-        matches!(error, DemoError::WorkerFailed { cpu: 1023, .. }),
-        "{error}"
-    );
+    assert!(matches!(error, DemoError::WorkerFailed { cpu: 1023, .. }), "{error}");
     assert!(error.to_string().contains("taskset"), "{error}");
 }
 
 #[test]
 fn options_out_of_range_are_refused() {
     let refuse = |options: DemoOptions| run_with_incoming_cpu(&options).unwrap_err();
+    assert!(matches!(refuse(DemoOptions { rounds: 0, ..quick() }), DemoError::Rounds(0)));
     assert!(matches!(
-        refuse(DemoOptions {
-            rounds: 0,
-            ..quick()
-        }),
-        DemoError::Rounds(0)
-    ));
-    assert!(matches!(
-        refuse(DemoOptions {
-            duration: Duration::ZERO,
-            ..quick()
-        }),
+        refuse(DemoOptions { duration: Duration::ZERO, ..quick() }),
         DemoError::Duration(_)
     ));
     assert!(matches!(
-        refuse(DemoOptions {
-            connections_per_cpu: 0,
-            ..quick()
-        }),
+        refuse(DemoOptions { connections_per_cpu: 0, ..quick() }),
         DemoError::Connections(0)
     ));
-    let one = refuse(DemoOptions {
-        most_workers: 1,
-        ..quick()
-    });
+    let one = refuse(DemoOptions { most_workers: 1, ..quick() });
     assert!(matches!(one, DemoError::TooFewCpus(_)), "{one}");
     assert!(one.to_string().contains("only CPU"), "{one}");
 }
@@ -616,11 +430,7 @@ fn a_dead_port_is_counted_by_its_error() {
     assert_eq!(result.connections, 0);
     let (kind, count) = result.errors.iter().next().unwrap();
     assert!(kind.starts_with("connect: Connection refused"), "{kind}");
-    assert!(
-        *count > 0 && result.errors.len() == 1,
-        "{:?}",
-        result.errors
-    );
+    assert!(*count > 0 && result.errors.len() == 1, "{:?}", result.errors);
 }
 
 #[test]

@@ -54,15 +54,10 @@ fn during(operation: &'static str) -> impl FnOnce(io::Error) -> WorkerError {
 ///
 /// A failure goes to the demo over that socket and is returned too.
 pub fn run() -> Result<(), WorkerError> {
-    let control = io::stdin()
-        .as_fd()
-        .try_clone_to_owned()
-        .map_err(WorkerError::NotAWorker)?;
+    let control = io::stdin().as_fd().try_clone_to_owned().map_err(WorkerError::NotAWorker)?;
     let control = StdUnixStream::from(control);
     control.peer_addr().map_err(WorkerError::NotAWorker)?;
-    control
-        .set_nonblocking(true)
-        .map_err(WorkerError::NotAWorker)?;
+    control.set_nonblocking(true).map_err(WorkerError::NotAWorker)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -70,10 +65,7 @@ pub fn run() -> Result<(), WorkerError> {
     runtime.block_on(async {
         let control = UnixStream::from_std(control).map_err(WorkerError::NotAWorker)?;
         let (reader, writer) = control.into_split();
-        let mut control = Control {
-            lines: BufReader::new(reader).lines(),
-            writer,
-        };
+        let mut control = Control { lines: BufReader::new(reader).lines(), writer };
         let outcome = serve(&mut control).await;
         if let Err(error) = &outcome {
             // The demo may be gone; the error is returned all the same.
@@ -92,24 +84,16 @@ struct Control {
 impl Control {
     /// The next command; `None` when the demo is gone. May be dropped while it waits.
     async fn command(&mut self) -> Result<Option<Command>, WorkerError> {
-        let line = self
-            .lines
-            .next_line()
-            .await
-            .map_err(during("read from the demo"))?;
+        let line = self.lines.next_line().await.map_err(during("read from the demo"))?;
         line.map(|line| serde_json::from_str(&line).or(Err(WorkerError::Protocol(line))))
             .transpose()
     }
 
     async fn reply(&mut self, reply: &Reply) -> Result<(), WorkerError> {
-        let mut line = serde_json::to_vec(reply)
-            .map_err(io::Error::from)
-            .map_err(during("encode a reply"))?;
+        let mut line =
+            serde_json::to_vec(reply).map_err(io::Error::from).map_err(during("encode a reply"))?;
         line.push(b'\n');
-        self.writer
-            .write_all(&line)
-            .await
-            .map_err(during("answer the demo"))
+        self.writer.write_all(&line).await.map_err(during("answer the demo"))
     }
 }
 
@@ -127,10 +111,7 @@ async fn serve(control: &mut Control) -> Result<(), WorkerError> {
     }
     // Executed as /proc/self/exe, it would be called `exe` in ps, status and top. It works all the
     // same where /proc does not let it change its name.
-    drop(std::fs::write(
-        "/proc/self/comm",
-        format!("demo-worker/{cpu}"),
-    ));
+    drop(std::fs::write("/proc/self/comm", format!("demo-worker/{cpu}")));
     let listener = match listen(port) {
         Ok(listener) => Arc::new(listener),
         Err(error) if error.kind() == io::ErrorKind::AddrInUse => {
@@ -140,11 +121,7 @@ async fn serve(control: &mut Control) -> Result<(), WorkerError> {
     };
     let counts = Counts::default();
     let mut accepting = tokio::spawn(accept(Arc::clone(&listener), Arc::clone(&counts)));
-    control
-        .reply(&Reply::Ready {
-            pid: std::process::id(),
-        })
-        .await?;
+    control.reply(&Reply::Ready { pid: std::process::id() }).await?;
     loop {
         let command = tokio::select! {
             command = control.command() => command?,
@@ -190,11 +167,7 @@ async fn accept(listener: Arc<TcpListener>, counts: Counts) -> WorkerError {
         };
         match sockopt::incoming_cpu(stream.as_fd()) {
             Ok(cpu) => {
-                *counts
-                    .lock()
-                    .unwrap_or_else(PoisonError::into_inner)
-                    .entry(cpu)
-                    .or_default() += 1;
+                *counts.lock().unwrap_or_else(PoisonError::into_inner).entry(cpu).or_default() += 1;
             }
             Err(error) => return error.into(),
         }

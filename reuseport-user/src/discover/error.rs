@@ -56,7 +56,10 @@ pub enum DiscoverError {
         candidates: Vec<Candidate>,
     },
     /// Nobody listens on an address that was asked for.
-    #[error("nobody listens on address {address} of port {port}; these are listened on: {}", list(found))]
+    #[error(
+        "nobody listens on address {address} of port {port}; these are listened on: {}",
+        list(found)
+    )]
     AddressNotFound {
         /// The port.
         port: u16,
@@ -79,7 +82,9 @@ pub enum DiscoverError {
         address: SocketAddr,
     },
     /// There are listeners, and no process that we can see holds any.
-    #[error("{listeners} listener(s) on port {port}, but no visible process has them open: {reason}")]
+    #[error(
+        "{listeners} listener(s) on port {port}, but no visible process has them open: {reason}"
+    )]
     NoHolder {
         /// The port.
         port: u16,

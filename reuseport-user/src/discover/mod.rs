@@ -65,15 +65,12 @@ fn choose(sockets: &mut Vec<Socket>, target: &Target) -> Result<(), DiscoverErro
 }
 
 /// A listener that no process has open may be the inner half of a multipath one.
-fn refuse_multipath(
-    place: &mut Place,
-    sockets: &[Socket],
-    port: u16,
-) -> Result<(), DiscoverError> {
+fn refuse_multipath(place: &mut Place, sockets: &[Socket], port: u16) -> Result<(), DiscoverError> {
     // Kernels without multipath have no handler for this; then there is nothing to refuse.
     let Ok(outer) = place.list(Kind::MptcpListeners, port) else { return Ok(()) };
     let address = |socket: &Socket| socket.address;
-    let ours = outer.iter().filter(|outer| sockets.iter().map(address).any(|it| it == outer.address));
+    let ours =
+        outer.iter().filter(|outer| sockets.iter().map(address).any(|it| it == outer.address));
     let mut inodes: Vec<u64> = ours.map(|socket| socket.inode).collect();
     inodes.sort_unstable();
     let holders = procfs::holders(&inodes).by_inode;
@@ -113,9 +110,11 @@ fn group(
         let Socket { address, v6only, device, uid, inode, cookie, queued, backlog } = socket;
         let key = GroupKey { netns: netns.cookie, protocol, address, v6only, device, uid };
         let listeners = Vec::new();
-        let group = groups
-            .entry((address, device, v6only, uid))
-            .or_insert_with(|| Group { key, netns: netns.clone(), listeners });
+        let group = groups.entry((address, device, v6only, uid)).or_insert_with(|| Group {
+            key,
+            netns: netns.clone(),
+            listeners,
+        });
         group.listeners.push(Listener {
             cookie,
             inode,

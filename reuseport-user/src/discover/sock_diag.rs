@@ -24,7 +24,7 @@ const REQ_PROTOCOL: u16 = 3;
 
 /// A socket as `sock_diag` describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Socket {
+pub(crate) struct Socket {
     /// Local address and port.
     pub address: SocketAddr,
     /// IPv6 only; false for IPv4.
@@ -96,8 +96,7 @@ fn request(family: u8, kind: Kind, port: u16) -> Vec<u8> {
     };
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let mut message =
-        NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);

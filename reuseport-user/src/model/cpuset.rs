@@ -166,9 +166,15 @@ mod tests {
     #[test]
     fn refuses_what_is_no_list() {
         let malformed = |text: &str| Err(CpuSetError::Malformed(text.to_owned()));
-        for (text, part) in
-            [("a", "a"), ("0,,1", ""), ("-1", "-1"), ("1-", "1-"), ("+1", "+1"), ("0x1", "0x1"), ("1-2-3", "1-2-3")]
-        {
+        for (text, part) in [
+            ("a", "a"),
+            ("0,,1", ""),
+            ("-1", "-1"),
+            ("1-", "1-"),
+            ("+1", "+1"),
+            ("0x1", "0x1"),
+            ("1-2-3", "1-2-3"),
+        ] {
             assert_eq!(text.parse::<CpuSet>(), malformed(part), "{text:?}");
         }
         assert_eq!("3-1".parse::<CpuSet>(), Err(CpuSetError::Backwards("3-1".into())));

@@ -21,10 +21,7 @@ pub(super) fn plan(topology: &Topology, seats: &[&Seat]) -> Result<Plan, PlanErr
     if online.is_empty() {
         return Err(PlanError::NoCpu);
     }
-    let mut plans: Vec<SeatPlan> = seats
-        .iter()
-        .map(|seat| SeatPlan::new(seat, &online))
-        .collect();
+    let mut plans: Vec<SeatPlan> = seats.iter().map(|seat| SeatPlan::new(seat, &online)).collect();
     let near = Near::new(topology);
     find_homes(topology, &near, seats, &mut plans);
     let mut stations = stations::found(seats, &plans, topology.rows());
@@ -45,24 +42,16 @@ pub(super) fn plan(topology: &Topology, seats: &[&Seat]) -> Result<Plan, PlanErr
             plans[*seat].entries += entries;
             for _ in 0..*entries {
                 let second = seconds.turn(cpu, *seat);
-                table.push(Row {
-                    first: seats[*seat].slot,
-                    second,
-                });
+                table.push(Row { first: seats[*seat].slot, second });
             }
         }
         let (Some(info), Some(why)) = (topology.get(cpu), row.why) else {
             continue;
         };
         if info.online {
-            row.shares
-                .iter()
-                .for_each(|(seat, _)| covers[*seat].push(cpu));
+            row.shares.iter().for_each(|(seat, _)| covers[*seat].push(cpu));
         }
-        let slot_of = |(seat, entries): (usize, u32)| Share {
-            slot: seats[seat].slot,
-            entries,
-        };
+        let slot_of = |(seat, entries): (usize, u32)| Share { slot: seats[seat].slot, entries };
         rows_explained.push(RowPlan {
             cpu,
             online: info.online,

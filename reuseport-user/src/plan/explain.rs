@@ -37,11 +37,7 @@ impl fmt::Display for Why {
             Self::Pinned => f.write_str("pinned here"),
             Self::Placed => f.write_str("placed here, not pinned"),
             Self::MayRun { home } => write!(f, "may run here, placed on cpu {home}"),
-            Self::Nearest {
-                distance,
-                home,
-                fewest,
-            } => {
+            Self::Nearest { distance, home, fewest } => {
                 let relation = match distance {
                     Distance::Same => "same CPU as",
                     Distance::Sibling => "SMT sibling of",

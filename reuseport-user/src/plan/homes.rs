@@ -68,10 +68,7 @@ impl State<'_> {
     }
 
     fn seats_at(&self, cpu: Cpu) -> u32 {
-        self.near
-            .around(cpu)
-            .next()
-            .map_or(0, |(_, group)| self.load[group])
+        self.near.around(cpu).next().map_or(0, |(_, group)| self.load[group])
     }
 
     /// Finds a home for one more seat.
@@ -80,12 +77,7 @@ impl State<'_> {
         let Some(direct) = candidates.min_by_key(|cpu| (self.loads(*cpu), *cpu)) else {
             return;
         };
-        let emptiest = self
-            .online
-            .iter()
-            .map(|cpu| self.seats_at(*cpu))
-            .min()
-            .unwrap_or(0);
+        let emptiest = self.online.iter().map(|cpu| self.seats_at(*cpu)).min().unwrap_or(0);
         let mut grown = direct;
         let (mut mover, mut mover_class) = (seat, class);
         if self.seats_at(direct) > emptiest
@@ -108,10 +100,7 @@ impl State<'_> {
 
     fn settle(&mut self, seat: usize, class: usize, cpu: Cpu) {
         self.homes[seat] = cpu;
-        self.tenants[cpu as usize]
-            .entry(class)
-            .or_default()
-            .push(seat);
+        self.tenants[cpu as usize].entry(class).or_default().push(seat);
     }
 
     /// The shortest chain of moves to a CPU with fewer than `taken` seats, the emptiest in reach;

@@ -6,13 +6,8 @@ use crate::model::Cpu;
 use crate::topology::{Distance, Topology};
 
 /// Levels of groups, nearest first.
-const LEVELS: [Distance; 5] = [
-    Distance::Same,
-    Distance::Sibling,
-    Distance::Llc,
-    Distance::Node,
-    Distance::Remote,
-];
+const LEVELS: [Distance; 5] =
+    [Distance::Same, Distance::Sibling, Distance::Llc, Distance::Node, Distance::Remote];
 
 /// The whole machine is group 0.
 const MACHINE: usize = 0;
@@ -38,10 +33,7 @@ impl Near {
             }
             of[cpu.id as usize] = Some(groups);
         }
-        Self {
-            of,
-            count: numbers.len() + 1,
-        }
+        Self { of, count: numbers.len() + 1 }
     }
 
     /// Number of groups.
@@ -53,15 +45,8 @@ impl Near {
     /// distance. A hole is near nothing.
     pub(super) fn around(&self, cpu: Cpu) -> impl Iterator<Item = (Distance, usize)> + use<> {
         let groups = self.of.get(cpu as usize).copied().flatten();
-        let from = if groups.is_some() {
-            0
-        } else {
-            LEVELS.len() - 1
-        };
-        LEVELS
-            .into_iter()
-            .zip(groups.unwrap_or([MACHINE; 5]))
-            .skip(from)
+        let from = if groups.is_some() { 0 } else { LEVELS.len() - 1 };
+        LEVELS.into_iter().zip(groups.unwrap_or([MACHINE; 5])).skip(from)
     }
 
     /// For every group the members that have their home in it, in the order given.

@@ -16,20 +16,15 @@ pub(super) fn apportion(claims: &[u64], whole: u64, entries: u32) -> Vec<u32> {
     let claimed: i128 = claims.iter().map(|claim| i128::from(*claim)).sum();
     // Their part together, rounded to the nearest.
     let total = ((2 * claimed * all + whole) / (2 * whole)).max(claims.len() as i128);
-    let mut given: Vec<i128> = claims
-        .iter()
-        .map(|claim| (i128::from(*claim) * all / whole).max(1))
-        .collect();
+    let mut given: Vec<i128> =
+        claims.iter().map(|claim| (i128::from(*claim) * all / whole).max(1)).collect();
     // By how much claim `i` has more than its due, in units of 1/whole entry.
     let excess = |i: usize, given: i128| given * whole - i128::from(claims[i]) * all;
 
     let sum: i128 = given.iter().sum();
     if sum < total {
-        let mut heap: BinaryHeap<_> = given
-            .iter()
-            .enumerate()
-            .map(|(i, n)| (Reverse(excess(i, *n)), Reverse(i)))
-            .collect();
+        let mut heap: BinaryHeap<_> =
+            given.iter().enumerate().map(|(i, n)| (Reverse(excess(i, *n)), Reverse(i))).collect();
         for _ in sum..total {
             let Some((_, Reverse(i))) = heap.pop() else {
                 break;
@@ -53,10 +48,7 @@ pub(super) fn apportion(claims: &[u64], whole: u64, entries: u32) -> Vec<u32> {
 
 /// The smallest number of entries that divides exactly by `claims`, each a part of `whole`.
 pub(super) fn exact(claims: &[u64], whole: u64) -> u64 {
-    whole
-        / claims
-            .iter()
-            .fold(whole, |divisor, claim| gcd(divisor, *claim))
+    whole / claims.iter().fold(whole, |divisor, claim| gcd(divisor, *claim))
 }
 
 pub(super) fn gcd(mut a: u64, mut b: u64) -> u64 {
@@ -112,11 +104,7 @@ mod tests {
             (&[1, 1000], 1001, 2, &[1, 1]),
             (&[1, 1, 1, 97], 100, 8, &[1, 1, 1, 5]),
         ] {
-            assert_eq!(
-                apportion(claims, whole, entries),
-                expected,
-                "{claims:?} of {whole}"
-            );
+            assert_eq!(apportion(claims, whole, entries), expected, "{claims:?} of {whole}");
         }
     }
 

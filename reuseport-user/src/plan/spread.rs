@@ -20,36 +20,22 @@ pub(super) fn plan(
     policy: Policy,
     seats: &[&Seat],
 ) -> Result<Plan, PlanError> {
-    let live: Vec<usize> = (0..seats.len())
-        .filter(|seat| seats[*seat].weight > 0)
-        .collect();
+    let live: Vec<usize> = (0..seats.len()).filter(|seat| seats[*seat].weight > 0).collect();
     if live.len() > MAX_ROWS as usize {
         return Err(PlanError::TooManySeats(live.len()));
     }
-    let weights: Vec<u64> = live
-        .iter()
-        .map(|seat| u64::from(seats[*seat].weight))
-        .collect();
+    let weights: Vec<u64> = live.iter().map(|seat| u64::from(seats[*seat].weight)).collect();
     let cycle = interleave(&counts(&weights));
-    let repeats = SPREAD
-        .min(live.len() as u32 - 1)
-        .min(MAX_ROWS / cycle.len() as u32)
-        .max(1);
+    let repeats = SPREAD.min(live.len() as u32 - 1).min(MAX_ROWS / cycle.len() as u32).max(1);
 
     let online = topology.online();
-    let mut plans: Vec<SeatPlan> = seats
-        .iter()
-        .map(|seat| SeatPlan::new(seat, &online))
-        .collect();
+    let mut plans: Vec<SeatPlan> = seats.iter().map(|seat| SeatPlan::new(seat, &online)).collect();
     let mut table = Vec::with_capacity(cycle.len() * repeats as usize);
     for index in 0..cycle.len() * repeats as usize {
         let position = cycle[index % cycle.len()];
         let plan = &mut plans[live[position]];
         let second = stand_in(seats, &live, position, plan.entries as usize);
-        table.push(Row {
-            first: plan.slot,
-            second,
-        });
+        table.push(Row { first: plan.slot, second });
         plan.entries += 1;
     }
     let rows = table.len() as u32;
@@ -71,16 +57,9 @@ fn stand_in(seats: &[&Seat], live: &[usize], position: usize, turn: usize) -> u3
     if others > 0 {
         return seats[live[(position + 1 + turn % others) % live.len()]].slot;
     }
-    let idle: Vec<u32> = seats
-        .iter()
-        .filter(|seat| seat.weight == 0)
-        .map(|seat| seat.slot)
-        .collect();
-    if idle.is_empty() {
-        NO_SLOT
-    } else {
-        idle[turn % idle.len()]
-    }
+    let idle: Vec<u32> =
+        seats.iter().filter(|seat| seat.weight == 0).map(|seat| seat.slot).collect();
+    if idle.is_empty() { NO_SLOT } else { idle[turn % idle.len()] }
 }
 
 /// How often each stands in one cycle: its weight, reduced, or apportioned where that is too much.

@@ -129,8 +129,11 @@ pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> 
     for group in alone {
         if let Some(first) = reports.first_mut() {
             let what = format!("{} has one listener and was left alone", group.key);
-            first.notices.push(Notice::new(what, "start more workers on it, or name the address to \
-                 steer with --addr"));
+            first.notices.push(Notice::new(
+                what,
+                "start more workers on it, or name the address to \
+                 steer with --addr",
+            ));
         }
     }
     Ok(reports)

@@ -33,11 +33,7 @@ pub(super) fn assign(listeners: &[Listener], occupied: &[Option<u64>]) -> Slots 
 /// held for microseconds. On error, what was put is taken out again.
 ///
 /// Returns the cookies of listeners that went away meanwhile.
-pub(super) fn fill(
-    maps: &mut Maps,
-    group: &Group,
-    slots: &Slots,
-) -> Result<Vec<u64>, SteerError> {
+pub(super) fn fill(maps: &mut Maps, group: &Group, slots: &Slots) -> Result<Vec<u64>, SteerError> {
     let of = SteerError::of(&group.key);
     let occupied = maps.sockets.cookies().map_err(&of)?;
     let mut gone = Vec::new();
@@ -54,16 +50,15 @@ pub(super) fn fill(
                 put.push(slot);
                 continue;
             }
-            Ok(Err(SetError::NotListening)) | Err(AcquireError::Gone | AcquireError::NotTheOne { .. }) => {
+            Ok(Err(SetError::NotListening))
+            | Err(AcquireError::Gone | AcquireError::NotTheOne { .. }) => {
                 gone.push(listener.cookie);
                 continue;
             }
             Ok(Err(SetError::Elsewhere)) => {
                 SteerError::SocketTaken { group: group.key, pid: holder(listener) }
             }
-            Ok(Err(source)) => {
-                SteerError::Fill { group: group.key, pid: holder(listener), source }
-            }
+            Ok(Err(source)) => SteerError::Fill { group: group.key, pid: holder(listener), source },
             Err(error) => error.into(),
         };
         for slot in put {

@@ -68,11 +68,7 @@ pub(super) fn recover(
 }
 
 /// Opens the group's pins and compares them with what is attached.
-pub(super) fn examine(
-    pins: &Pins,
-    group: &Group,
-    attached: &Attached,
-) -> Result<Ours, SteerError> {
+pub(super) fn examine(pins: &Pins, group: &Group, attached: &Attached) -> Result<Ours, SteerError> {
     let mut notices = Vec::new();
     let pinned = match pins.open(&group.key) {
         Ok(pinned) => pinned,

@@ -34,7 +34,9 @@ pub(super) fn pin_workers(
     let mut notices = Vec::new();
     let workers = |group: &Group| -> Vec<(u64, Worker)> {
         let of = |it: &crate::model::Listener| match &it.served {
-            Served::By(workers) => workers.iter().map(|worker| (it.cookie, worker.clone())).collect(),
+            Served::By(workers) => {
+                workers.iter().map(|worker| (it.cookie, worker.clone())).collect()
+            }
             Served::Unknown(_) => Vec::new(),
         };
         group.listeners.iter().flat_map(of).collect()
@@ -44,7 +46,8 @@ pub(super) fn pin_workers(
         let Some(&slot) = slots.get(cookie) else { continue };
         let Some(seat) = plan.seats.iter().find(|seat| seat.slot == slot) else { continue };
         let Some(cpu) = seat.home.filter(|_| !seat.pinned) else { continue };
-        let name = worker.tid.map_or(format!("{}", worker.pid), |tid| format!("{}/{tid}", worker.pid));
+        let name =
+            worker.tid.map_or(format!("{}", worker.pid), |tid| format!("{}/{tid}", worker.pid));
         let same = |other: &&(u64, Worker)| other.1.pid == worker.pid && other.1.tid == worker.tid;
         if all.iter().filter(same).count() > 1 {
             notices.push(Notice::new(

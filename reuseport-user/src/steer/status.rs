@@ -122,7 +122,10 @@ pub struct ListenerStatus {
 }
 
 /// Looks at the groups of `target`, or at every group that has pins.
-pub fn status(target: Option<&Target>, settings: &Settings) -> Result<Vec<GroupStatus>, SteerError> {
+pub fn status(
+    target: Option<&Target>,
+    settings: &Settings,
+) -> Result<Vec<GroupStatus>, SteerError> {
     let pins = Pins::at(&settings.bpffs)?;
     let mut statuses = Vec::new();
     let mut seen: BTreeSet<PathBuf> = BTreeSet::new();
@@ -188,9 +191,7 @@ fn pinned_targets(pins: &Pins) -> Result<Vec<(Target, Vec<Group>)>, SteerError> 
 fn has_pins(pins: &Pins, target: &Target) -> Result<bool, SteerError> {
     Ok(pins.list()?.iter().any(|(_, pinned)| {
         let key = pinned.as_ref().ok().and_then(key_of);
-        key.is_some_and(|key| {
-            key.address.port() == target.port && key.protocol == target.protocol
-        })
+        key.is_some_and(|key| key.address.port() == target.port && key.protocol == target.protocol)
     }))
 }
 
@@ -217,8 +218,7 @@ fn examine(
         // Reading pins takes less than loading programs.
         Err(error) => Attached::Unknown { why: error.to_string() },
     };
-    let ownership::Ours { pinned, in_force, notices } =
-        ownership::examine(pins, group, &attached)?;
+    let ownership::Ours { pinned, in_force, notices } = ownership::examine(pins, group, &attached)?;
     let mut listeners: Vec<_> = group.listeners.iter().cloned().map(unseated).collect();
     let mut steering = None;
     let mut rows = Vec::new();

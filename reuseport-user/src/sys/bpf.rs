@@ -42,9 +42,8 @@ fn elem(
     };
     // SAFETY: the attribute outlives the call; key and value point to live integers of the sizes
     // that the callers' map has (`SockArray::new` checks them).
-    let answer = unsafe {
-        libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<ElemAttr>())
-    };
+    let answer =
+        unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<ElemAttr>()) };
     check(call, answer).map(drop)
 }
 

@@ -58,7 +58,11 @@ impl Confinement {
         let words: Vec<_> = uid_map.split_whitespace().collect();
         Self {
             effective: u64::from_str_radix(field("CapEff"), 16).unwrap_or(u64::MAX),
-            uid: field("Uid").split_whitespace().nth(1).and_then(|uid| uid.parse().ok()).unwrap_or(0),
+            uid: field("Uid")
+                .split_whitespace()
+                .nth(1)
+                .and_then(|uid| uid.parse().ok())
+                .unwrap_or(0),
             seccomp: field("Seccomp") == "2",
             user_namespace: !words.is_empty() && words != ["0", "0", "4294967295"],
         }
@@ -116,7 +120,9 @@ mod tests {
     const IDENTITY: &str = "         0          0 4294967295\n";
 
     fn status(caps: u64, uid: u32, seccomp: u32) -> String {
-        format!("Name:\tx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nCapEff:\t{caps:016x}\nSeccomp:\t{seccomp}\n")
+        format!(
+            "Name:\tx\nUid:\t{uid}\t{uid}\t{uid}\t{uid}\nCapEff:\t{caps:016x}\nSeccomp:\t{seccomp}\n"
+        )
     }
 
     #[test]

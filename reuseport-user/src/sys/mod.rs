@@ -35,5 +35,9 @@ impl SyscallError {
 
 /// Turns the C convention (negative and `errno`) into a `Result`.
 pub(crate) fn check(call: &'static str, value: i64) -> Result<i64, SyscallError> {
-    if value < 0 { Err(SyscallError { call, source: io::Error::last_os_error() }) } else { Ok(value) }
+    if value < 0 {
+        Err(SyscallError { call, source: io::Error::last_os_error() })
+    } else {
+        Ok(value)
+    }
 }

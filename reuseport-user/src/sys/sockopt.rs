@@ -30,13 +30,7 @@ fn get<T: bytemuck::Pod>(
     // SAFETY: `value` is writable for `length` bytes and any bytes make a `T` (Pod); the descriptor
     // is open for as long as its borrow.
     let result = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            level,
-            option,
-            (&raw mut value).cast(),
-            &raw mut length,
-        )
+        libc::getsockopt(fd.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut length)
     };
     check(call, i64::from(result))?;
     Ok(value)
@@ -100,9 +94,8 @@ pub fn local_address(fd: BorrowedFd<'_>) -> Result<Option<SocketAddr>, SyscallEr
     let mut length = name.len() as libc::socklen_t;
     // SAFETY: `name` is writable for `length` bytes; the descriptor is open for as long as its
     // borrow.
-    let result = unsafe {
-        libc::getsockname(fd.as_raw_fd(), name.as_mut_ptr().cast(), &raw mut length)
-    };
+    let result =
+        unsafe { libc::getsockname(fd.as_raw_fd(), name.as_mut_ptr().cast(), &raw mut length) };
     check("getsockname", i64::from(result))?;
     Ok(decode_address(&name))
 }
@@ -131,21 +124,9 @@ fn decode_address(name: &[u8; 28]) -> Option<SocketAddr> {
 /// # Minimum kernel version
 /// 3.19.
 pub fn incoming_cpu(socket: BorrowedFd<'_>) -> Result<Cpu, SyscallError> {
-    let mut value: libc::c_int = 0;
-    let mut length = size_of::<libc::c_int>() as libc::socklen_t;
-    // SAFETY: `socket` is open while borrowed; the kernel writes at most `length` bytes, which is
-    // the size of `value`, and both outlive the call.
-    let result = unsafe {
-        libc::getsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_INCOMING_CPU,
-            (&raw mut value).cast(),
-            &raw mut length,
-        )
-    };
-    check("getsockopt(SO_INCOMING_CPU)", i64::from(result))?;
-    Ok(value as Cpu)
+    let call = "getsockopt(SO_INCOMING_CPU)";
+    let cpu: c_int = get(socket, libc::SOL_SOCKET, libc::SO_INCOMING_CPU, call)?;
+    Ok(cpu as Cpu)
 }
 
 /// Asks the kernel to prefer this listener for connections that `cpu` receives, or with `None` to
@@ -154,7 +135,7 @@ pub fn incoming_cpu(socket: BorrowedFd<'_>) -> Result<Cpu, SyscallError> {
 /// # Minimum kernel version
 /// 6.2 for a reuseport group (earlier ones take the option and do not honour it for TCP).
 pub fn set_incoming_cpu(socket: BorrowedFd<'_>, cpu: Option<Cpu>) -> Result<(), SyscallError> {
-    let value: libc::c_int = cpu.map_or(-1, |cpu| cpu as libc::c_int);
+    let value: c_int = cpu.map_or(-1, |cpu| cpu as c_int);
     // SAFETY: `socket` is open while borrowed; the kernel reads the size of `value` given beside
     // it, and `value` outlives the call.
     let result = unsafe {
@@ -163,7 +144,7 @@ pub fn set_incoming_cpu(socket: BorrowedFd<'_>, cpu: Option<Cpu>) -> Result<(), 
             libc::SOL_SOCKET,
             libc::SO_INCOMING_CPU,
             (&raw const value).cast(),
-            size_of::<libc::c_int>() as libc::socklen_t,
+            size_of::<c_int>() as libc::socklen_t,
         )
     };
     check("setsockopt(SO_INCOMING_CPU)", i64::from(result))?;

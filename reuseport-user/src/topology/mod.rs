@@ -71,11 +71,7 @@ impl Topology {
 
     /// CPUs that run now.
     pub fn online(&self) -> CpuSet {
-        self.cpus
-            .iter()
-            .filter(|cpu| cpu.online)
-            .map(|cpu| cpu.id)
-            .collect()
+        self.cpus.iter().filter(|cpu| cpu.online).map(|cpu| cpu.id).collect()
     }
 
     /// CPUs that run now or may later.

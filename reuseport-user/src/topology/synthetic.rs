@@ -20,17 +20,9 @@ pub fn machine(nodes: u32, llcs: u32, cores: u32, threads: u32) -> Machine {
     let cpu = |id| {
         let core = id % all_cores;
         let llc = core / cores;
-        CpuInfo {
-            id,
-            online: true,
-            core,
-            llc,
-            node: llc / llcs,
-        }
+        CpuInfo { id, online: true, core, llc, node: llc / llcs }
     };
-    Machine {
-        cpus: (0..all_cores * threads).map(cpu).collect(),
-    }
+    Machine { cpus: (0..all_cores * threads).map(cpu).collect() }
 }
 
 impl Machine {

@@ -71,23 +71,13 @@ impl Topology {
             let node = match nodes.get(&id) {
                 Some(node) => *node,
                 // Nodes list only online CPUs.
-                None => linked_node(&cpu)
-                    .or_else(|| nodes.values().min().copied())
-                    .unwrap_or(0),
+                None => linked_node(&cpu).or_else(|| nodes.values().min().copied()).unwrap_or(0),
             };
-            Ok(CpuInfo {
-                id,
-                online,
-                core: core.of(id),
-                llc: llc.of(id),
-                node,
-            })
+            Ok(CpuInfo { id, online, core: core.of(id), llc: llc.of(id), node })
         };
         // Online CPUs that are not possible would be a kernel bug; rather believe that they run.
         let all: CpuSet = possible.iter().chain(online.iter()).collect();
-        Ok(Self::new(
-            all.iter().map(read_cpu).collect::<Result<_, _>>()?,
-        ))
+        Ok(Self::new(all.iter().map(read_cpu).collect::<Result<_, _>>()?))
     }
 }
 
@@ -107,11 +97,7 @@ impl Groups {
         }
         let members = read()?.unwrap_or_default();
         // A group that leaves out the CPU that names it tells nothing.
-        let members = if members.contains(cpu) {
-            members
-        } else {
-            CpuSet::from([cpu])
-        };
+        let members = if members.contains(cpu) { members } else { CpuSet::from([cpu]) };
         let number = members.first().unwrap_or(cpu);
         for member in members.iter() {
             self.0.entry(member).or_insert(number);
@@ -127,10 +113,7 @@ impl Groups {
 
 /// CPUs of one core. The first name is the older one and still there.
 fn read_siblings(cpu: &Path) -> Result<Option<CpuSet>, TopologyError> {
-    read_first_list(
-        cpu,
-        &["topology/thread_siblings_list", "topology/core_cpus_list"],
-    )
+    read_first_list(cpu, &["topology/thread_siblings_list", "topology/core_cpus_list"])
 }
 
 /// CPUs that share the highest unified cache, or else the package.
@@ -154,20 +137,14 @@ fn read_llc(cpu: &Path) -> Result<Option<CpuSet>, TopologyError> {
     {
         return Ok(Some(list));
     }
-    read_first_list(
-        cpu,
-        &["topology/package_cpus_list", "topology/core_siblings_list"],
-    )
+    read_first_list(cpu, &["topology/package_cpus_list", "topology/core_siblings_list"])
 }
 
 /// Node of each CPU that a node names; empty without NUMA.
 fn read_nodes(dir: &Path) -> Result<BTreeMap<Cpu, u32>, TopologyError> {
     let mut nodes = BTreeMap::new();
     for (number, path) in numbered(dir, "node") {
-        for cpu in read_list(&path.join("cpulist"))?
-            .iter()
-            .flat_map(CpuSet::iter)
-        {
+        for cpu in read_list(&path.join("cpulist"))?.iter().flat_map(CpuSet::iter) {
             nodes.insert(cpu, number);
         }
     }
@@ -176,10 +153,7 @@ fn read_nodes(dir: &Path) -> Result<BTreeMap<Cpu, u32>, TopologyError> {
 
 /// The node that the CPU's own directory links to; there also for one that is present but offline.
 fn linked_node(cpu: &Path) -> Option<u32> {
-    numbered(cpu, "node")
-        .into_iter()
-        .map(|(number, _)| number)
-        .min()
+    numbered(cpu, "node").into_iter().map(|(number, _)| number).min()
 }
 
 /// Entries of `dir` named `prefix` and a number.
@@ -188,17 +162,9 @@ fn numbered(dir: &Path, prefix: &str) -> Vec<(u32, PathBuf)> {
         return Vec::new();
     };
     let number = |entry: &fs::DirEntry| {
-        entry
-            .file_name()
-            .to_str()?
-            .strip_prefix(prefix)?
-            .parse::<u32>()
-            .ok()
+        entry.file_name().to_str()?.strip_prefix(prefix)?.parse::<u32>().ok()
     };
-    entries
-        .flatten()
-        .filter_map(|entry| Some((number(&entry)?, entry.path())))
-        .collect()
+    entries.flatten().filter_map(|entry| Some((number(&entry)?, entry.path()))).collect()
 }
 
 fn read_first_list(dir: &Path, names: &[&str]) -> Result<Option<CpuSet>, TopologyError> {
@@ -212,30 +178,20 @@ fn read_first_list(dir: &Path, names: &[&str]) -> Result<Option<CpuSet>, Topolog
 
 /// A list that must be there and name a CPU.
 fn must_read_list(path: &Path) -> Result<CpuSet, TopologyError> {
-    let text = fs::read_to_string(path).map_err(|source| TopologyError::Read {
-        path: path.to_owned(),
-        source,
-    })?;
+    let text = fs::read_to_string(path)
+        .map_err(|source| TopologyError::Read { path: path.to_owned(), source })?;
     let list = parse_list(path, &text)?;
     if list.is_empty() {
-        return Err(TopologyError::NoCpu {
-            path: path.to_owned(),
-        });
+        return Err(TopologyError::NoCpu { path: path.to_owned() });
     }
     Ok(list)
 }
 
 /// A list that may be missing: a CPU can go offline between two reads.
 fn read_list(path: &Path) -> Result<Option<CpuSet>, TopologyError> {
-    fs::read_to_string(path)
-        .ok()
-        .map(|text| parse_list(path, &text))
-        .transpose()
+    fs::read_to_string(path).ok().map(|text| parse_list(path, &text)).transpose()
 }
 
 fn parse_list(path: &Path, text: &str) -> Result<CpuSet, TopologyError> {
-    CpuSet::from_str(text).map_err(|source| TopologyError::Parse {
-        path: path.to_owned(),
-        source,
-    })
+    CpuSet::from_str(text).map_err(|source| TopologyError::Parse { path: path.to_owned(), source })
 }

@@ -22,11 +22,7 @@ fn read(root: &Path) -> Topology {
 }
 
 fn groups(topology: &Topology) -> Vec<(u32, bool, u32, u32, u32)> {
-    topology
-        .cpus()
-        .iter()
-        .map(|c| (c.id, c.online, c.core, c.llc, c.node))
-        .collect()
+    topology.cpus().iter().map(|c| (c.id, c.online, c.core, c.llc, c.node)).collect()
 }
 
 #[test]
@@ -80,10 +76,7 @@ fn two_nodes_with_smt() {
             files.push((format!("{dir}/shared_cpu_list"), shared));
         }
     }
-    let files: Vec<_> = files
-        .iter()
-        .map(|(path, content)| (path.as_str(), *content))
-        .collect();
+    let files: Vec<_> = files.iter().map(|(path, content)| (path.as_str(), *content)).collect();
     let topology = read(tree(&files).path());
     assert_eq!(topology.rows(), 8);
     for (a, b, distance) in [
@@ -130,10 +123,7 @@ fn offline_and_sparse() {
     );
     assert_eq!(topology.rows(), 12);
     assert_eq!(topology.online(), CpuSet::from([0, 1, 2, 9]));
-    assert_eq!(
-        topology.possible(),
-        CpuSet::from([0, 1, 2, 3, 8, 9, 10, 11])
-    );
+    assert_eq!(topology.possible(), CpuSet::from([0, 1, 2, 3, 8, 9, 10, 11]));
     assert_eq!(topology.get(8).map(|cpu| cpu.online), Some(false));
     assert_eq!(topology.get(5), None);
     assert_eq!(topology.distance(8, 9), Distance::Node);
@@ -144,10 +134,7 @@ fn what_is_wrong_is_named() {
     let empty = tree(&[]);
     let error = Topology::read_from(empty.path()).expect_err("no sysfs");
     assert!(matches!(&error, TopologyError::Read { .. }), "{error:?}");
-    assert!(
-        error.to_string().contains("devices/system/cpu/possible"),
-        "{error}"
-    );
+    assert!(error.to_string().contains("devices/system/cpu/possible"), "{error}");
 
     let garbage = tree(&[("cpu/possible", "0-x"), ("cpu/online", "0")]);
     let error = Topology::read_from(garbage.path()).expect_err("no list");
@@ -176,10 +163,7 @@ fn synthetic_machines_are_numbered_as_linux_does() {
     assert_eq!(topology.distance(0, 2), Distance::Node);
     assert_eq!(topology.distance(0, 4), Distance::Remote);
 
-    let topology = machine(1, 1, 4, 1)
-        .offline(&CpuSet::from([1]))
-        .renumber(|id| id * 10)
-        .build();
+    let topology = machine(1, 1, 4, 1).offline(&CpuSet::from([1])).renumber(|id| id * 10).build();
     assert_eq!(topology.online(), CpuSet::from([0, 20, 30]));
     assert_eq!(topology.rows(), 31);
     assert_eq!(topology.distance(0, 10), Distance::Node);

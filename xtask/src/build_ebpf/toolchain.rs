@@ -11,7 +11,8 @@ use std::process::Command;
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{output, root, run_command};
+use crate::packages;
+use crate::shell::{read, root, run};
 
 const TARGET: &str = "bpfel-unknown-none";
 const LLVM: &str = "22";
@@ -38,31 +39,21 @@ impl Toolchain {
         if let Some(found) = Self::find() {
             return Ok(found);
         }
-        let debian = Path::new("/usr/bin/apt-get").exists();
-        let root_user = output(Command::new("id").arg("-u")).is_ok_and(|uid| uid == "0");
-        if !(debian && root_user) {
+        if !packages::present("apt-get") {
             bail!(
-                "no BPF toolchain. On Debian, as root: apt-get install {}; elsewhere: \
-                 rustup toolchain install nightly --component rust-src; then: \
-                 cargo install bpf-linker --version {BPF_LINKER}",
+                "no BPF toolchain. On Debian: apt-get install {}; elsewhere: rustup toolchain \
+                 install nightly --component rust-src; then: cargo install bpf-linker --version \
+                 {BPF_LINKER}",
                 PACKAGES.join(" ")
             );
         }
-        println!("installing the BPF toolchain");
-        run_command(Command::new("apt-get").args(["update", "-q"]))?;
-        run_command(
-            Command::new("apt-get")
-                .args(["install", "-q", "-y", "--no-install-recommends"])
-                .args(PACKAGES)
-                .env("DEBIAN_FRONTEND", "noninteractive"),
-        )?;
+        println!("installing the BPF toolchain: {}", PACKAGES.join(", "));
+        packages::apt_install(&PACKAGES)?;
         if !has("bpf-linker") {
-            run_command(
-                Command::new("cargo")
-                    .args(["install", "bpf-linker", "--locked", "--version", BPF_LINKER])
-                    .args(["--no-default-features", "--features", &format!("llvm-{LLVM}")])
-                    .env("LLVM_PREFIX", llvm_prefix()),
-            )?;
+            run(Command::new("cargo")
+                .args(["install", "--quiet", "bpf-linker", "--locked", "--version", BPF_LINKER])
+                .args(["--no-default-features", "--features", &format!("llvm-{LLVM}")])
+                .env("LLVM_PREFIX", llvm_prefix()))?;
         }
         Self::find().context("the BPF toolchain is installed but does not answer")
     }
@@ -75,7 +66,8 @@ impl Toolchain {
         if debian_core && Path::new("/usr/bin/cargo").exists() {
             return Some(Self::Debian);
         }
-        let nightly = output(Command::new("rustc").args(["+nightly", "--print", "sysroot"])).ok()?;
+        let nightly =
+            first_line(Command::new("rustc").args(["+nightly", "--print", "sysroot"])).ok()?;
         Path::new(&nightly)
             .join("lib/rustlib/src/rust/library/core")
             .exists()
@@ -92,8 +84,8 @@ impl Toolchain {
             rustc.arg("+nightly");
         }
         Ok(vec![
-            ("rustc".to_owned(), output(rustc.arg("--version"))?),
-            ("bpf-linker".to_owned(), output(Command::new("bpf-linker").arg("--version"))?),
+            ("rustc".to_owned(), first_line(rustc.arg("--version"))?),
+            ("bpf-linker".to_owned(), first_line(Command::new("bpf-linker").arg("--version"))?),
         ])
     }
 
@@ -114,7 +106,14 @@ impl Toolchain {
                 cargo.env_remove(&name);
             }
         }
-        for name in ["CARGO", "RUSTC", "RUSTUP_TOOLCHAIN", "RUSTFLAGS", "CARGO_TARGET_DIR", "LD_LIBRARY_PATH"] {
+        for name in [
+            "CARGO",
+            "RUSTC",
+            "RUSTUP_TOOLCHAIN",
+            "RUSTFLAGS",
+            "CARGO_TARGET_DIR",
+            "LD_LIBRARY_PATH",
+        ] {
             cargo.env_remove(name);
         }
         cargo
@@ -124,7 +123,7 @@ impl Toolchain {
             // aya-ebpf uses asm_experimental_arch; for that crate alone.
             .env("RUSTC_BOOTSTRAP", "aya_ebpf")
             .env("CARGO_ENCODED_RUSTFLAGS", rustflags()?.join("\u{1f}"));
-        run_command(&mut cargo)?;
+        run(&mut cargo)?;
 
         let built = kernel.join("target").join(TARGET).join("release");
         names
@@ -132,9 +131,10 @@ impl Toolchain {
             .map(|&name| {
                 let stripped = built.join(format!("{name}.bpf.o"));
                 let objcopy = objcopy().context("llvm-objcopy is missing")?;
-                run_command(
-                    Command::new(objcopy).arg("--strip-debug").arg(built.join(name)).arg(&stripped),
-                )?;
+                run(Command::new(objcopy)
+                    .arg("--strip-debug")
+                    .arg(built.join(name))
+                    .arg(&stripped))?;
                 Ok((name, fs::read(stripped)?))
             })
             .collect()
@@ -178,6 +178,11 @@ fn objcopy() -> Option<PathBuf> {
         return Some(packaged);
     }
     has("llvm-objcopy").then(|| PathBuf::from("llvm-objcopy"))
+}
+
+/// The first line of what a command prints.
+fn first_line(command: &mut Command) -> Result<String> {
+    Ok(read(command)?.lines().next().unwrap_or_default().to_owned())
 }
 
 fn has(program: &str) -> bool {

@@ -28,10 +28,7 @@ pub(super) fn fill(
     stations: Vec<Station>,
     lanes: u32,
 ) -> Vec<Filled> {
-    let homes = stations
-        .iter()
-        .enumerate()
-        .map(|(index, station)| (station.cpu, index));
+    let homes = stations.iter().enumerate().map(|(index, station)| (station.cpu, index));
     let mut filler = Filler {
         topology,
         near,
@@ -57,10 +54,7 @@ fn find_visitors(topology: &Topology, seats: &[&Seat], stations: &[Station]) -> 
     let mut visitors = vec![Vec::new(); topology.rows() as usize];
     for (index, station) in stations.iter().enumerate() {
         let tenants = station.seats.iter().map(|seat| &seats[*seat].cpus);
-        for cpu in tenants
-            .filter(|cpus| !online.is_subset(cpus))
-            .flat_map(CpuSet::iter)
-        {
+        for cpu in tenants.filter(|cpus| !online.is_subset(cpus)).flat_map(CpuSet::iter) {
             if let Some(stations) = visitors.get_mut(cpu as usize)
                 && stations.last() != Some(&index)
             {
@@ -92,11 +86,7 @@ impl Filler<'_> {
             let cpu = station.cpu;
             let pinned =
                 |seat: &usize| seats[*seat].cpus.len() == 1 && seats[*seat].cpus.contains(cpu);
-            let why = if station.seats.iter().all(pinned) {
-                Why::Pinned
-            } else {
-                Why::Placed
-            };
+            let why = if station.seats.iter().all(pinned) { Why::Pinned } else { Why::Placed };
             rests.push(self.give(cpu, index, Some(why)));
         }
         for (index, rest) in rests.into_iter().enumerate() {
@@ -126,37 +116,18 @@ impl Filler<'_> {
         let visitors = self.visitors[cpu as usize].iter().copied();
         let visitor = visitors.min_by_key(|index| {
             let station = &self.stations[*index];
-            (
-                self.topology.distance(cpu, station.cpu),
-                station.fill(),
-                *index,
-            )
+            (self.topology.distance(cpu, station.cpu), station.fill(), *index)
         });
         let (index, why) = if let Some(index) = visitor {
-            (
-                index,
-                Why::MayRun {
-                    home: self.stations[index].cpu,
-                },
-            )
+            (index, Why::MayRun { home: self.stations[index].cpu })
         } else {
             let Some((distance, equals)) = self.nearest(cpu, None) else {
                 return;
             };
             let fewest = equals.len() > 1;
-            let least = equals
-                .iter()
-                .copied()
-                .min_by_key(|i| (self.stations[*i].fill(), *i));
+            let least = equals.iter().copied().min_by_key(|i| (self.stations[*i].fill(), *i));
             let Some(index) = least else { return };
-            (
-                index,
-                Why::Nearest {
-                    distance,
-                    home: self.stations[index].cpu,
-                    fewest,
-                },
-            )
+            (index, Why::Nearest { distance, home: self.stations[index].cpu, fewest })
         };
         let why = self.topology.get(cpu).map(|_| why);
         let rest = self.give(cpu, index, why);
@@ -165,10 +136,8 @@ impl Filler<'_> {
 
     /// The nearest stations to `cpu`, but for `other`.
     fn nearest(&self, cpu: Cpu, other: Option<usize>) -> Option<(Distance, &[usize])> {
-        let mut around = self
-            .near
-            .around(cpu)
-            .map(|(distance, group)| (distance, &self.groups[group]));
+        let mut around =
+            self.near.around(cpu).map(|(distance, group)| (distance, &self.groups[group]));
         let found = around.find(|(_, stations)| stations.iter().any(|index| Some(*index) != other));
         found.map(|(distance, stations)| (distance, stations.as_slice()))
     }
@@ -177,15 +146,8 @@ impl Filler<'_> {
     fn give(&mut self, cpu: Cpu, index: usize, why: Option<Why>) -> u32 {
         let station = &mut self.stations[index];
         let rest = station.take_row(self.lanes);
-        let shares = station
-            .seats
-            .iter()
-            .copied()
-            .zip(station.entries.iter().copied());
-        self.rows[cpu as usize] = Filled {
-            shares: shares.collect(),
-            why,
-        };
+        let shares = station.seats.iter().copied().zip(station.entries.iter().copied());
+        self.rows[cpu as usize] = Filled { shares: shares.collect(), why };
         rest
     }
 
@@ -193,11 +155,7 @@ impl Filler<'_> {
     fn deal(&mut self, cpu: Cpu, owner: usize, rest: u32) {
         let others = self.nearest(cpu, Some(owner)).map(|(_, stations)| stations);
         let mut dealer = Dealer::default();
-        for index in others
-            .into_iter()
-            .flatten()
-            .filter(|index| **index != owner)
-        {
+        for index in others.into_iter().flatten().filter(|index| **index != owner) {
             self.stations[*index].enter(*index, &mut dealer);
         }
         let mut dealt: BTreeMap<usize, u32> = BTreeMap::new();

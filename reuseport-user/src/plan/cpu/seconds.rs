@@ -29,9 +29,7 @@ impl<'a> Seconds<'a> {
         }
         order.sort_unstable();
         let groups = near.gather(order.into_iter().map(|(_, cpu, seat)| (cpu, seat)));
-        let idle = (0..seats.len())
-            .filter(|seat| seats[*seat].weight == 0)
-            .collect();
+        let idle = (0..seats.len()).filter(|seat| seats[*seat].weight == 0).collect();
         Self {
             near,
             seats,
@@ -48,8 +46,6 @@ impl<'a> Seconds<'a> {
                 return self.seats[seat].slot;
             }
         }
-        self.idle
-            .turn(first)
-            .map_or(NO_SLOT, |seat| self.seats[seat].slot)
+        self.idle.turn(first).map_or(NO_SLOT, |seat| self.seats[seat].slot)
     }
 }

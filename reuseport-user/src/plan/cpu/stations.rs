@@ -44,22 +44,11 @@ pub(super) fn found(seats: &[&Seat], plans: &[SeatPlan], rows: u32) -> Vec<Stati
             tenants[home as usize].push(seat);
         }
     }
-    let inhabited = || {
-        (0..)
-            .zip(&tenants)
-            .filter(|(_, tenants)| !tenants.is_empty())
-    };
+    let inhabited = || (0..).zip(&tenants).filter(|(_, tenants)| !tenants.is_empty());
     // A station alone on the machine has nobody to leave anything to.
-    let least = if inhabited().nth(1).is_some() {
-        u64::from(NORMAL_WEIGHT)
-    } else {
-        1
-    };
+    let least = if inhabited().nth(1).is_some() { u64::from(NORMAL_WEIGHT) } else { 1 };
     let station = |(cpu, tenants): (Cpu, &Vec<usize>)| {
-        let claims: Vec<u64> = tenants
-            .iter()
-            .map(|seat| seats[*seat].weight.into())
-            .collect();
+        let claims: Vec<u64> = tenants.iter().map(|seat| seats[*seat].weight.into()).collect();
         let sum: u64 = claims.iter().sum();
         let mut dealer = Dealer::default();
         for (tenant, claim) in claims.iter().enumerate() {
@@ -98,8 +87,7 @@ impl Station {
         self.load += 1;
         let tenant = self.dealer.next()?;
         self.dealt[tenant] += 1;
-        self.dealer
-            .add(tenant, self.dealt[tenant], self.claims[tenant]);
+        self.dealer.add(tenant, self.dealt[tenant], self.claims[tenant]);
         Some(self.seats[tenant])
     }
 
@@ -129,12 +117,7 @@ pub(super) fn choose_lanes(near: &Near, rows: u32, stations: &[Station]) -> Resu
     let workers = fullest.seats.len();
     if workers as u64 > budget {
         let most = budget as u32;
-        return Err(PlanError::TooCrowded {
-            cpu: fullest.cpu,
-            workers,
-            most,
-            rows,
-        });
+        return Err(PlanError::TooCrowded { cpu: fullest.cpu, workers, most, rows });
     }
     let fine = FINE.max(FINE_EACH * workers as u64).min(budget);
     let exact = stations
@@ -150,18 +133,14 @@ pub(super) fn choose_lanes(near: &Near, rows: u32, stations: &[Station]) -> Resu
     let wanted = if stations.iter().any(Station::leaves_rest) {
         most
     } else {
-        (u64::from(equals(near, stations)) * workers as u64)
-            .div_ceil(exact)
-            .min(most)
+        (u64::from(equals(near, stations)) * workers as u64).div_ceil(exact).min(most)
     };
     Ok((exact * wanted.max(1)) as u32)
 }
 
 /// The most seats that are equally near to some seat, up to [`SPREAD`].
 fn equals(near: &Near, stations: &[Station]) -> u32 {
-    let seats = stations
-        .iter()
-        .flat_map(|station| station.seats.iter().map(|s| (station.cpu, *s)));
+    let seats = stations.iter().flat_map(|station| station.seats.iter().map(|s| (station.cpu, *s)));
     let groups = near.gather(seats);
     let others = |station: &Station| {
         near.around(station.cpu)

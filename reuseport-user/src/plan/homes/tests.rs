@@ -15,10 +15,7 @@ fn spreads_over_nodes_then_llcs_then_cores_then_siblings() {
     let topology = machine(2, 2, 2, 2).build();
     let all = topology.online();
     let homes = assign_on(&topology, &vec![all; 17]);
-    assert_eq!(
-        homes,
-        [0, 4, 2, 6, 1, 5, 3, 7, 8, 12, 10, 14, 9, 13, 11, 15, 0]
-    );
+    assert_eq!(homes, [0, 4, 2, 6, 1, 5, 3, 7, 8, 12, 10, 14, 9, 13, 11, 15, 0]);
 }
 
 #[test]
@@ -26,12 +23,7 @@ fn moves_others_where_one_has_no_choice() {
     let topology = machine(1, 1, 4, 1).build();
     let sets = [[0, 1], [0, 2], [0, 3], [0, 1]].map(CpuSet::from);
     let mut homes = assign_on(&topology, &sets);
-    assert!(
-        sets.iter()
-            .zip(&homes)
-            .all(|(set, home)| set.contains(*home)),
-        "{homes:?}"
-    );
+    assert!(sets.iter().zip(&homes).all(|(set, home)| set.contains(*home)), "{homes:?}");
     homes.sort_unstable();
     assert_eq!(homes, [0, 1, 2, 3]);
 }

@@ -49,10 +49,7 @@ fn check_table(plan: &Plan, seats: &[Seat]) -> Result<(), TestCaseError> {
         prop_assert!(weights[&row.first] > 0, "first choices take part");
         prop_assert_ne!(row.first, row.second);
         prop_assert_eq!(row.second == NO_SLOT, seats.len() == 1);
-        prop_assert!(
-            live == 1 || weights[&row.second] > 0,
-            "second choices take part"
-        );
+        prop_assert!(live == 1 || weights[&row.second] > 0, "second choices take part");
     }
     let mut counts: BTreeMap<u32, u32> = BTreeMap::new();
     for row in &plan.table {
@@ -60,12 +57,7 @@ fn check_table(plan: &Plan, seats: &[Seat]) -> Result<(), TestCaseError> {
     }
     for seat in &plan.seats {
         prop_assert_eq!(seat.entries, counts.get(&seat.slot).copied().unwrap_or(0));
-        prop_assert_eq!(
-            seat.entries > 0,
-            weights[&seat.slot] > 0,
-            "slot {}",
-            seat.slot
-        );
+        prop_assert_eq!(seat.entries > 0, weights[&seat.slot] > 0, "slot {}", seat.slot);
     }
     Ok(())
 }
@@ -88,15 +80,10 @@ fn check_homes(plan: &Plan, topology: &Topology, seats: &[Seat]) -> Result<(), T
             let got = f64::from(count(row, seat.slot));
             // Each that is raised to one entry costs another at most one.
             let raised = tenants().filter(|s| s.weight * plan.lanes < whole).count();
-            prop_assert!(
-                (got - due).abs() < 1.0 + raised as f64 + 1e-9,
-                "{got} for {due}"
-            );
+            prop_assert!((got - due).abs() < 1.0 + raised as f64 + 1e-9, "{got} for {due}");
         }
         if sum >= 100 {
-            let foreign = row
-                .iter()
-                .find(|row| tenants().all(|seat| seat.slot != row.first));
+            let foreign = row.iter().find(|row| tenants().all(|seat| seat.slot != row.first));
             prop_assert_eq!(foreign, None);
         }
     }
@@ -112,23 +99,13 @@ fn check_borrowers(plan: &Plan, topology: &Topology) -> Result<(), TestCaseError
         match row.why {
             Why::Pinned | Why::Placed => prop_assert!(homes.contains(row.cpu)),
             Why::MayRun { home } => prop_assert!(homes.contains(home)),
-            Why::Nearest {
-                distance,
-                home,
-                fewest,
-            } => {
+            Why::Nearest { distance, home, fewest } => {
                 prop_assert_eq!(Some(distance), nearest);
                 prop_assert_eq!(near(home), distance);
-                prop_assert_eq!(
-                    fewest,
-                    homes.iter().filter(|h| near(*h) == distance).count() > 1
-                );
+                prop_assert_eq!(fewest, homes.iter().filter(|h| near(*h) == distance).count() > 1);
             }
         }
-        let owner = plan
-            .seats
-            .iter()
-            .find(|seat| seat.slot == row.shares[0].slot);
+        let owner = plan.seats.iter().find(|seat| seat.slot == row.shares[0].slot);
         prop_assert!(owner.is_some_and(|seat| seat.home.is_some()));
     }
     Ok(())

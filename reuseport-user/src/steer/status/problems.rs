@@ -74,7 +74,10 @@ fn seat_problems(status: &GroupStatus, rows: &[Row]) -> Vec<Notice> {
     let empty: Vec<_> = named.difference(&seated).map(u32::to_string).collect();
     if !empty.is_empty() && !rows.is_empty() {
         problems.push(Notice::new(
-            format!("the table points at empty slots ({}): second choices serve them", empty.join(", ")),
+            format!(
+                "the table points at empty slots ({}): second choices serve them",
+                empty.join(", ")
+            ),
             AGAIN,
         ));
     }

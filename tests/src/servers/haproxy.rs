@@ -1,0 +1,51 @@
+//! HAProxy with `shards by-thread`: one process, a listener and an epoll set for each thread.
+
+use crate::client::{Target, exchange};
+use crate::netns::Netns;
+use crate::servers::{Home, Server, command};
+use crate::sys::Become;
+
+/// A running HAProxy; it answers with the number of the thread that served, from 0.
+#[derive(Debug)]
+pub struct Haproxy {
+    server: Server,
+}
+
+impl Haproxy {
+    /// Starts it with a thread for each of `cpus`, bound to it, on 0.0.0.0:`port` in `netns`.
+    pub fn start(netns: &Netns, port: u16, cpus: &[u32]) -> Self {
+        let home = Home::new(None);
+        let threads = cpus.len();
+        let bound: Vec<_> =
+            (1..).zip(cpus).map(|(thread, cpu)| format!("  cpu-map 1/{thread} {cpu}")).collect();
+        let bound = bound.join("\n");
+        let configuration = home.write(
+            "haproxy.cfg",
+            &format!(
+                "global\n\
+                 \x20 nbthread {threads}\n\
+                 {bound}\n\
+                 defaults\n\
+                 \x20 mode http\n\
+                 \x20 timeout client 10s\n\
+                 \x20 timeout connect 10s\n\
+                 \x20 timeout server 10s\n\
+                 frontend test\n\
+                 \x20 bind 0.0.0.0:{port} shards by-thread backlog 4096\n\
+                 \x20 http-request return status 200 content-type text/plain lf-string \
+                 \"%[thread]\"\n"
+            ),
+        );
+        let mut command = command(netns, "haproxy", Become::default());
+        command.args(["-db", "-f"]).arg(configuration);
+        let target = Target::http(&format!("127.0.0.1:{port}"));
+        let ready = |_| netns.run_in(|| exchange(&target).is_ok());
+        let server = Server::start("haproxy", home, &mut command, libc::SIGTERM, ready);
+        Self { server }
+    }
+
+    /// Its process id.
+    pub fn pid(&self) -> u32 {
+        self.server.pid()
+    }
+}
