@@ -1,3 +1,7 @@
 //! The `reuseport-steer` command.
 
-fn main() {}
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    reuseport_user::cli::main()
+}

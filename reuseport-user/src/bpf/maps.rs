@@ -36,23 +36,28 @@ pub struct Counts {
 }
 
 impl Maps {
-    /// Opens the pins in `directory`. A `CONFIG` of another ABI is [`BpfError::Shape`].
+    /// Opens the pins in `directory`, whatever they hold; [`Maps::check`] looks at that.
     pub fn open(directory: &Path) -> Result<Self, BpfError> {
         let open = |name: &str| -> Result<Map, BpfError> {
             Ok(Map::from_map_data(MapData::from_pin(directory.join(name))?)?)
         };
-        let maps = Self {
+        Ok(Self {
             config: open(abi::CONFIG)?.try_into()?,
             table: open(abi::TABLE)?.try_into()?,
             sockets: SockArray::new(open(abi::SOCKETS)?)?,
             load: open(abi::LOAD)?.try_into()?,
             counters: open(abi::COUNTERS)?.try_into()?,
-        };
-        let found = maps.config()?.abi;
-        if found != ABI_VERSION {
-            return Err(BpfError::Shape(format!("ABI {found}, this version speaks {ABI_VERSION}")));
+        })
+    }
+
+    /// Whether they are of this version's ABI; [`BpfError::Shape`] where not.
+    pub fn check(&self) -> Result<(), BpfError> {
+        match self.config()?.abi {
+            ABI_VERSION => Ok(()),
+            other => {
+                Err(BpfError::Shape(format!("ABI {other}, this version speaks {ABI_VERSION}")))
+            }
         }
-        Ok(maps)
     }
 
     /// What `CONFIG` holds.

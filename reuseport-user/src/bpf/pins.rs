@@ -229,7 +229,7 @@ impl LockedPins {
             object
                 .pin_into(&directory, PROGRAM, migrates)
                 .map_err(|error| sort_pin(&directory, error))?;
-            Pinned::open(directory.clone())
+            Pinned::open_any(directory.clone())
         })();
         if pinned.is_err() {
             self.remove(&directory)?;
@@ -265,7 +265,7 @@ impl LockedPins {
         if !directory.exists() {
             return Ok(());
         }
-        if let Ok(pinned) = Pinned::open(directory.to_owned()) {
+        if let Ok(pinned) = Pinned::open_any(directory.to_owned()) {
             pinned.maps.sockets.clear()?;
         }
         for entry in fs::read_dir(directory).map_err(io_error("read", directory))?.flatten() {
@@ -276,8 +276,15 @@ impl LockedPins {
 }
 
 impl Pinned {
-    /// Opens the pins in `directory`.
+    /// Opens the pins in `directory`, if they are of this version's ABI.
     pub fn open(directory: PathBuf) -> Result<Self, PinsError> {
+        let pinned = Self::open_any(directory)?;
+        pinned.maps.check()?;
+        Ok(pinned)
+    }
+
+    /// Opens the pins in `directory`, also before `CONFIG` is filled.
+    fn open_any(directory: PathBuf) -> Result<Self, PinsError> {
         let maps = Maps::open(&directory).map_err(|error| sort_pin(&directory, error))?;
         let path = directory.join(PROGRAM);
         // The attach type is only used for loading, which is behind us.

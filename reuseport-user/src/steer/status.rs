@@ -54,6 +54,8 @@ pub struct Steering {
     pub policy: Option<&'static str>,
     /// Whether connections of a closing listener move to another.
     pub migrates: bool,
+    /// Whether the program logs what it cannot steer.
+    pub logs: bool,
     /// Slots of the map, occupied or not.
     pub slots: u32,
     /// Rows of the live table: for policy `cpu`, one for each possible CPU.
@@ -279,6 +281,7 @@ fn read(
         attached_at: config.attached_at,
         policy: policy.map(policy_str),
         migrates: config.flags & abi::FLAG_MIGRATES != 0,
+        logs: config.flags & abi::FLAG_LOGS != 0,
         slots: config.slots,
         rows: compress(view, rows),
         counters: count(policy, counts, listeners),

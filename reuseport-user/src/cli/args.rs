@@ -1,0 +1,183 @@
+//! Options that several verbs share, and the values they take.
+
+use std::net::IpAddr;
+use std::path::PathBuf;
+use std::str::FromStr;
+
+use clap::ValueEnum;
+use reuseport_common::abi::Policy;
+
+use crate::bpf::pins::BPFFS;
+use crate::discover::{NetnsChoice, Target};
+use crate::model::{CpuSet, Pid, Protocol};
+use crate::steer::{Settings, Weight};
+
+/// Which groups are meant.
+#[derive(Debug, clap::Args)]
+pub(super) struct TargetArgs {
+    /// Port that the listeners share
+    #[arg(short, long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    #[command(flatten)]
+    rest: WhereArgs,
+}
+
+/// What narrows a port down.
+#[derive(Debug, clap::Args)]
+pub(super) struct WhereArgs {
+    /// Only the groups on this local address (repeatable); without it all on the port
+    #[arg(short, long, value_name = "IP")]
+    addr: Vec<IpAddr>,
+    /// Look in the network namespace of this process
+    #[arg(long, value_name = "PID", value_parser = clap::value_parser!(Pid).range(1..), conflicts_with = "netns")]
+    pid: Option<Pid>,
+    /// Look in this network namespace (/run/netns/NAME, /proc/PID/ns/net)
+    #[arg(long, value_name = "PATH")]
+    netns: Option<PathBuf>,
+    /// UDP sockets instead of TCP listeners: QUIC and other servers may attach programs of their own
+    #[arg(long)]
+    udp: bool,
+}
+
+impl TargetArgs {
+    pub(super) fn target(&self) -> Target {
+        self.rest.target(self.port)
+    }
+}
+
+impl WhereArgs {
+    pub(super) fn target(&self, port: u16) -> Target {
+        let netns = match (&self.netns, self.pid) {
+            (Some(path), _) => NetnsChoice::Path(path.clone()),
+            (None, Some(pid)) => NetnsChoice::Pid(pid),
+            (None, None) => NetnsChoice::Auto,
+        };
+        let protocol = if self.udp { Protocol::Udp } else { Protocol::Tcp };
+        Target { port, addrs: self.addr.clone(), netns, protocol }
+    }
+}
+
+/// Where things are and how they are shown.
+#[derive(Debug, clap::Args)]
+pub(super) struct CommonArgs {
+    /// Print JSON
+    #[arg(long)]
+    pub(super) json: bool,
+    /// Where the BPF file system is mounted
+    #[arg(long, value_name = "PATH", default_value = BPFFS)]
+    bpffs: PathBuf,
+    /// When the kernel's verifier refuses a program, show its whole log
+    #[arg(long)]
+    verifier_log: bool,
+}
+
+impl CommonArgs {
+    pub(super) fn settings(&self) -> Settings {
+        Settings { bpffs: self.bpffs.clone(), verifier_log: self.verifier_log }
+    }
+}
+
+/// `--policy`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum PolicyArg {
+    /// The worker on the CPU that received the connection
+    Cpu,
+    /// By the connection's 4-tuple, as the kernel does, but with weights and second choices
+    Hash,
+    /// A random worker
+    Random,
+    /// Each CPU takes the workers in turn
+    RoundRobin,
+}
+
+impl From<PolicyArg> for Policy {
+    fn from(arg: PolicyArg) -> Self {
+        match arg {
+            PolicyArg::Cpu => Self::Cpu,
+            PolicyArg::Hash => Self::Hash,
+            PolicyArg::Random => Self::Random,
+            PolicyArg::RoundRobin => Self::RoundRobin,
+        }
+    }
+}
+
+/// `PID[/TID]=VALUE`.
+#[derive(Clone, Debug)]
+pub(super) struct OfWorker<T> {
+    pub(super) pid: Pid,
+    pub(super) tid: Option<Pid>,
+    pub(super) value: T,
+}
+
+impl<T: FromStr<Err: std::fmt::Display>> FromStr for OfWorker<T> {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (worker, value) =
+            text.split_once('=').ok_or("expected PID=... or PID/TID=...".to_owned())?;
+        let (pid, tid) = match worker.split_once('/') {
+            Some((pid, tid)) => (pid, Some(tid)),
+            None => (worker, None),
+        };
+        let id = |text: &str| {
+            let id = text.parse::<Pid>().ok().filter(|&id| id > 0);
+            id.ok_or_else(|| format!("`{text}` is not a process or thread id"))
+        };
+        let value = value.parse().map_err(|error: T::Err| error.to_string())?;
+        Ok(Self { pid: id(pid)?, tid: tid.map(id).transpose()?, value })
+    }
+}
+
+/// CPUs that are at least one.
+#[derive(Clone, Debug)]
+pub(super) struct Cpus(pub(super) CpuSet);
+
+impl FromStr for Cpus {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let cpus: CpuSet =
+            text.parse().map_err(|error: crate::model::CpuSetError| error.to_string())?;
+        if cpus.is_empty() { Err("no CPU is named".to_owned()) } else { Ok(Self(cpus)) }
+    }
+}
+
+/// Percent of a normal share.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Percent(u32);
+
+impl FromStr for Percent {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let percent = text.strip_suffix('%').unwrap_or(text).parse().ok();
+        let percent = percent.filter(|&percent: &u32| percent <= 10_000);
+        percent.map(Self).ok_or_else(|| format!("`{text}` is not a share of 0 to 10000 percent"))
+    }
+}
+
+impl From<&OfWorker<Percent>> for Weight {
+    fn from(arg: &OfWorker<Percent>) -> Self {
+        Self { pid: arg.pid, tid: arg.tid, percent: arg.value.0 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn workers_are_read_or_refused() {
+        let worker: OfWorker<Cpus> = "12/34=0-1,4".parse().unwrap();
+        assert_eq!((worker.pid, worker.tid), (12, Some(34)));
+        assert_eq!(worker.value.0, CpuSet::from([0, 1, 4]));
+        let weight: OfWorker<Percent> = "7=50%".parse().unwrap();
+        assert_eq!(Weight::from(&weight), Weight { pid: 7, tid: None, percent: 50 });
+        for text in ["", "1", "0=1", "x=1", "1/=1", "1/0=1", "=1", "1=", "1=99999", "1=3-1"] {
+            assert!(text.parse::<OfWorker<Cpus>>().is_err(), "{text:?}");
+        }
+        for text in ["1=-1", "1=a", "1=10001", "1=1.5"] {
+            assert!(text.parse::<OfWorker<Percent>>().is_err(), "{text:?}");
+        }
+    }
+}

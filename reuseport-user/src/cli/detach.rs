@@ -1,0 +1,46 @@
+//! `detach`.
+
+use std::io::Write as _;
+
+use anyhow::Result;
+
+use super::args::{CommonArgs, TargetArgs};
+use super::output::{BOLD, notices, to_json};
+use crate::steer::{Detached, detach};
+
+/// Give a port back to the kernel's hash
+///
+/// Takes our program off and removes its pins; connections go on, new ones are picked by hash.
+/// Done already is done, and a program that is not ours is left where it is. Pins of a group that
+/// is gone are removed too.
+#[derive(Debug, clap::Args)]
+#[command(after_long_help = "\
+Examples:
+  reuseport-steer detach --port 6432
+  reuseport-steer detach --port 443 --addr 10.0.0.5")]
+pub(super) struct Args {
+    #[command(flatten)]
+    target: TargetArgs,
+    #[command(flatten)]
+    common: CommonArgs,
+}
+
+pub(super) fn run(args: &Args) -> Result<()> {
+    let reports = detach(&args.target.target(), &args.common.settings())?;
+    let mut out = super::stdout();
+    if args.common.json {
+        return to_json(&mut out, &reports);
+    }
+    for report in &reports {
+        let group = report.group.map_or_else(|| "unreadable pins".to_owned(), |it| it.to_string());
+        let outcome = match report.outcome {
+            Detached::Detached => "detached: the kernel's hash decides again",
+            Detached::Already => "already detached",
+            Detached::Cleared => "the group is gone; its pins were removed",
+            Detached::Foreign => "not ours, left alone",
+        };
+        writeln!(out, "{BOLD}{group}{BOLD:#}  {outcome}")?;
+        notices(&mut out, &report.notices)?;
+    }
+    Ok(())
+}
