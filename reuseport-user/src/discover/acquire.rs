@@ -18,7 +18,9 @@ pub use denial::Denial;
 #[derive(Debug, thiserror::Error)]
 pub enum AcquireError {
     /// Everybody who held it is gone, or closed it.
-    #[error("the listener is gone: its worker exited or closed it meanwhile; run the command again")]
+    #[error(
+        "the listener is gone: its worker exited or closed it meanwhile; run the command again"
+    )]
     Gone,
     /// The descriptor means another file by now.
     #[error("descriptor {fd} of process {pid} is no longer the listener that was found ({difference})", pid = holder.pid, fd = holder.fd)]
@@ -144,11 +146,7 @@ enum Failure {
 
 /// Opens the process first and takes the descriptor through that: a process id may come to mean
 /// another process, an open pidfd cannot, and the checks tell a reused descriptor number.
-fn take(
-    holder: Holder,
-    cookie: u64,
-    key: &GroupKey,
-) -> Result<std::os::fd::OwnedFd, Failure> {
+fn take(holder: Holder, cookie: u64, key: &GroupKey) -> Result<std::os::fd::OwnedFd, Failure> {
     let process = pidfd::open(holder.pid).map_err(classify)?;
     let taken = pidfd::getfd(process.as_fd(), holder.fd).map_err(classify)?;
     verify(taken.as_fd(), cookie, key)?;
@@ -192,6 +190,10 @@ fn verify(fd: BorrowedFd<'_>, cookie: u64, key: &GroupKey) -> Result<(), Failure
     };
     if !address.is_some_and(same) {
         return Err(Failure::NotTheOne("it has another address"));
+    }
+    // An accepted connection has its listener's address; it is a client's, so touch it no further.
+    if sockopt::has_peer(fd).map_err(Failure::Syscall)? {
+        return Err(Failure::NotTheOne("it is a connection"));
     }
     if multipath {
         return Err(Failure::Mptcp);

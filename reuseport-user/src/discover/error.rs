@@ -56,7 +56,10 @@ pub enum DiscoverError {
         candidates: Vec<Candidate>,
     },
     /// Nobody listens on an address that was asked for.
-    #[error("nobody listens on address {address} of port {port}; these are listened on: {}", list(found))]
+    #[error(
+        "nobody listens on address {address} of port {port}; these are listened on: {}",
+        list(found)
+    )]
     AddressNotFound {
         /// The port.
         port: u16,
@@ -67,19 +70,22 @@ pub enum DiscoverError {
     },
     /// A multipath TCP listener, which no BPF map takes.
     #[error(
-        "process {pid} ({name}) listens on {address} with multipath TCP, which cannot be steered: let it \
-         listen with plain TCP (Go: GODEBUG=multipathtcp=0) or set net.mptcp.enabled=0, and restart it"
+        "{who} listens on {address} with multipath TCP, which cannot be steered: let it listen \
+         with plain TCP (Go: GODEBUG=multipathtcp=0) or set net.mptcp.enabled=0, and restart it",
+        who = pid.map_or("a process we cannot see".into(), |pid| format!("process {pid} ({name})"))
     )]
     Mptcp {
         /// Who.
-        pid: Pid,
+        pid: Option<Pid>,
         /// Its name.
         name: String,
         /// Where it listens.
         address: SocketAddr,
     },
     /// There are listeners, and no process that we can see holds any.
-    #[error("{listeners} listener(s) on port {port}, but no visible process has them open: {reason}")]
+    #[error(
+        "{listeners} listener(s) on port {port}, but no visible process has them open: {reason}"
+    )]
     NoHolder {
         /// The port.
         port: u16,
@@ -116,5 +122,6 @@ fn list(addresses: &[SocketAddr]) -> String {
 }
 
 fn lines(candidates: &[Candidate]) -> String {
-    candidates.iter().map(|candidate| format!("\n  {candidate}")).collect()
+    let lines: Vec<String> = candidates.iter().map(|it| format!("\n  {it}")).collect();
+    lines.concat()
 }

@@ -152,8 +152,8 @@ fn search(target: &Target) -> Result<Found, DiscoverError> {
                 _ => format!("{looked} network namespaces"),
             };
             if closed > 0 {
-                text += &format!(
-                    " ({closed} more could not be entered: CAP_SYS_ADMIN is missing, or run inside)"
+                text = format!(
+                    "{text} ({closed} more could not be entered: CAP_SYS_ADMIN is missing, or run inside)"
                 );
             }
             Err(nobody(own, target, text))

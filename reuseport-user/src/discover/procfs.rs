@@ -27,9 +27,8 @@ pub(crate) fn tids(pid: Pid) -> Vec<Pid> {
 /// The numeric entries of a directory.
 fn numbers(directory: &str) -> Vec<Pid> {
     let Ok(entries) = fs::read_dir(directory) else { return Vec::new() };
-    let mut numbers: Vec<Pid> = entries
-        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok())
-        .collect();
+    let mut numbers: Vec<Pid> =
+        entries.filter_map(|entry| entry.ok()?.file_name().to_str()?.parse().ok()).collect();
     numbers.sort_unstable();
     numbers
 }
@@ -165,7 +164,10 @@ mod tests {
         assert!(pids().contains(&me));
         assert!(tids(me).contains(&me));
         assert_eq!(parent(me), std::os::unix::process::parent_id());
-        assert_eq!(netns(me).unwrap(), crate::sys::netns::inode("/proc/self/ns/net".as_ref()).unwrap());
+        assert_eq!(
+            netns(me).unwrap(),
+            crate::sys::netns::inode("/proc/self/ns/net".as_ref()).unwrap()
+        );
         assert_eq!(name(4_194_305), "4194305");
     }
 }

@@ -24,23 +24,23 @@ const REQ_PROTOCOL: u16 = 3;
 
 /// A socket as `sock_diag` describes it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Socket {
+pub(crate) struct Socket {
     /// Local address and port.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// IPv6 only; false for IPv4.
-    pub v6only: bool,
+    pub(crate) v6only: bool,
     /// Bound device's index, 0 for none.
-    pub device: u32,
+    pub(crate) device: u32,
     /// Owner.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Inode of the socket file; 0 when it has none.
-    pub inode: u64,
+    pub(crate) inode: u64,
     /// `SO_COOKIE`.
-    pub cookie: u64,
+    pub(crate) cookie: u64,
     /// Connections waiting to be accepted.
-    pub queued: u32,
+    pub(crate) queued: u32,
     /// Most that may wait.
-    pub backlog: u32,
+    pub(crate) backlog: u32,
 }
 
 /// Which sockets to list.
@@ -96,8 +96,7 @@ fn request(family: u8, kind: Kind, port: u16) -> Vec<u8> {
     };
     let mut header = NetlinkHeader::default();
     header.flags = NLM_F_REQUEST | NLM_F_DUMP;
-    let mut message =
-        NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
+    let mut message = NetlinkMessage::new(header, SockDiagMessage::InetRequest(request).into());
     message.finalize();
     let mut bytes = vec![0; message.buffer_len()];
     message.serialize(&mut bytes);

@@ -75,8 +75,7 @@ pub(crate) fn served(
     holders: &[Holder],
     processes: &BTreeMap<Pid, Process>,
 ) -> Served {
-    let holding: Vec<&Process> =
-        distinct(holders).filter_map(|pid| processes.get(&pid)).collect();
+    let holding: Vec<&Process> = distinct(holders).filter_map(|pid| processes.get(&pid)).collect();
     match holding.as_slice() {
         [] => Served::Unknown("the processes that held it are gone; try again".into()),
         [process] => in_process(process, inode, peers, Evidence::SoleHolder),

@@ -23,7 +23,9 @@ pub enum NetnsError {
     )]
     NotPermitted(#[source] SyscallError),
     /// The file is not a network namespace.
-    #[error("not a network namespace (expected a file such as /run/netns/NAME or /proc/PID/ns/net)")]
+    #[error(
+        "not a network namespace (expected a file such as /run/netns/NAME or /proc/PID/ns/net)"
+    )]
     NotNetns(#[source] SyscallError),
     /// Anything else.
     #[error(transparent)]
@@ -47,10 +49,7 @@ pub fn cookie(inode: u64) -> Result<u64, SyscallError> {
 
 /// Runs `work` inside the namespace, on a thread that does nothing else and ends with it: no code of
 /// ours can find itself in the wrong namespace afterwards.
-pub fn inside<R: Send>(
-    netns: &File,
-    work: impl FnOnce() -> R + Send,
-) -> Result<R, NetnsError> {
+pub fn inside<R: Send>(netns: &File, work: impl FnOnce() -> R + Send) -> Result<R, NetnsError> {
     // setns() would answer EINVAL for a device or directory too, but opening one may block; the
     // caller opened it, so a plain check is all that is left to do.
     let thread = || {

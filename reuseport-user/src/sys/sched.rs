@@ -36,12 +36,7 @@ pub fn set_affinity(tid: Pid, cpus: &CpuSet) -> Result<(), SyscallError> {
     let mask = mask(cpus);
     // SAFETY: `mask` is readable for its whole length, which is what the call is told.
     let result = unsafe {
-        libc::syscall(
-            libc::SYS_sched_setaffinity,
-            tid,
-            size_of_val(mask.as_slice()),
-            mask.as_ptr(),
-        )
+        libc::syscall(libc::SYS_sched_setaffinity, tid, size_of_val(mask.as_slice()), mask.as_ptr())
     };
     check("sched_setaffinity", result).map(drop)
 }

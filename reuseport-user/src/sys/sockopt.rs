@@ -29,13 +29,7 @@ fn get<T: bytemuck::Pod>(
     // SAFETY: `value` is writable for `length` bytes and any bytes make a `T` (Pod); the descriptor
     // is open for as long as its borrow.
     let result = unsafe {
-        libc::getsockopt(
-            fd.as_raw_fd(),
-            level,
-            option,
-            (&raw mut value).cast(),
-            &raw mut length,
-        )
+        libc::getsockopt(fd.as_raw_fd(), level, option, (&raw mut value).cast(), &raw mut length)
     };
     check(call, i64::from(result))?;
     Ok(value)
@@ -99,11 +93,25 @@ pub fn local_address(fd: BorrowedFd<'_>) -> Result<Option<SocketAddr>, SyscallEr
     let mut length = name.len() as libc::socklen_t;
     // SAFETY: `name` is writable for `length` bytes; the descriptor is open for as long as its
     // borrow.
-    let result = unsafe {
-        libc::getsockname(fd.as_raw_fd(), name.as_mut_ptr().cast(), &raw mut length)
-    };
+    let result =
+        unsafe { libc::getsockname(fd.as_raw_fd(), name.as_mut_ptr().cast(), &raw mut length) };
     check("getsockname", i64::from(result))?;
     Ok(decode_address(&name))
+}
+
+/// Whether it has a peer: a connection, or a connected datagram socket.
+pub fn has_peer(fd: BorrowedFd<'_>) -> Result<bool, SyscallError> {
+    let mut name = [0u8; size_of::<libc::sockaddr_in6>()];
+    let mut length = name.len() as libc::socklen_t;
+    // SAFETY: `name` is writable for `length` bytes; the descriptor is open for as long as its
+    // borrow.
+    let result =
+        unsafe { libc::getpeername(fd.as_raw_fd(), name.as_mut_ptr().cast(), &raw mut length) };
+    match check("getpeername", i64::from(result)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.errno() == libc::ENOTCONN => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads a `sockaddr_in` or `sockaddr_in6`.
@@ -153,6 +161,9 @@ mod tests {
     fn tells_what_is_no_listener() {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         assert!(!listens(udp.as_fd()).unwrap());
+        assert!(!has_peer(udp.as_fd()).unwrap());
+        udp.connect("127.0.0.1:9").unwrap();
+        assert!(has_peer(udp.as_fd()).unwrap());
         assert_eq!(protocol(udp.as_fd()).unwrap(), libc::IPPROTO_UDP);
         let (unix, _other) = UnixStream::pair().unwrap();
         assert_eq!(local_address(unix.as_fd()).unwrap(), None);
@@ -162,8 +173,11 @@ mod tests {
 
     #[test]
     fn v6only_is_read_back() {
-        let listener = TcpListener::bind("[::1]:0").unwrap();
         let sysctl = std::fs::read_to_string("/proc/sys/net/ipv6/bindv6only").unwrap();
-        assert_eq!(v6only(listener.as_fd()).unwrap(), sysctl.trim() == "1");
+        let wildcard = TcpListener::bind("[::]:0").unwrap();
+        assert_eq!(v6only(wildcard.as_fd()).unwrap(), sysctl.trim() == "1");
+        // bind() to one IPv6 address sets the option.
+        let specific = TcpListener::bind("[::1]:0").unwrap();
+        assert!(v6only(specific.as_fd()).unwrap());
     }
 }

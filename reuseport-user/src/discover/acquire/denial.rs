@@ -214,7 +214,10 @@ mod tests {
             (Circumstances { yama: 1, ..it }, Denial::Yama(1)),
             (Circumstances { yama: 1, ..ptrace }, Denial::Unknown),
             (Circumstances { uids: [7; 3], ..it }, Denial::OtherUser { ours: 100, theirs: 7 }),
-            (Circumstances { gids: [100, 7, 7], ..it }, Denial::OtherUser { ours: 100, theirs: 100 }),
+            (
+                Circumstances { gids: [100, 7, 7], ..it },
+                Denial::OtherUser { ours: 100, theirs: 100 },
+            ),
             (root, Denial::RootWithoutCapability),
             (Circumstances { dumpable: false, ..it }, Denial::NotDumpable),
             (Circumstances { target_permitted: 1 << 10, ..it }, Denial::FewerCapabilities(1 << 10)),
@@ -233,11 +236,18 @@ mod tests {
     fn status_is_read() {
         let text = "Name:\tx: y\nUid:\t1\t2\t3\t4\nGid:\t5\t6\t7\t8\nCapPrm:\t0000000000080000\n\
             CapEff:\t0000000000000400\n";
-        let expected =
-            Status { uids: [1, 2, 3], gids: [5, 6, 7], effective: 1 << 10, permitted: CAP_SYS_PTRACE };
+        let expected = Status {
+            uids: [1, 2, 3],
+            gids: [5, 6, 7],
+            effective: 1 << 10,
+            permitted: CAP_SYS_PTRACE,
+        };
         assert_eq!(Status::parse(text), expected);
         assert_eq!(Status::parse(""), Status::default());
-        assert_eq!(Status::read("self").uids[0], Status::parse(&fs::read_to_string("/proc/self/status").unwrap()).uids[0]);
+        assert_eq!(
+            Status::read("self").uids[0],
+            Status::parse(&fs::read_to_string("/proc/self/status").unwrap()).uids[0]
+        );
     }
 
     #[test]

@@ -53,9 +53,10 @@ pub(crate) fn parse(line: &str) -> Wait {
         libc::SYS_epoll_pwait | libc::SYS_epoll_pwait2 => Wait::Epoll(first as i32),
         libc::SYS_ppoll => Wait::Poll { address: first, count: second },
         libc::SYS_pselect6 => Wait::Select { count: first, address: second },
-        libc::SYS_wait4 | libc::SYS_waitid | libc::SYS_rt_sigsuspend | libc::SYS_rt_sigtimedwait => {
-            Wait::Supervising
-        }
+        libc::SYS_wait4
+        | libc::SYS_waitid
+        | libc::SYS_rt_sigsuspend
+        | libc::SYS_rt_sigtimedwait => Wait::Supervising,
         libc::SYS_io_uring_enter => Wait::IoUring,
         #[cfg(target_arch = "x86_64")]
         libc::SYS_epoll_wait => Wait::Epoll(first as i32),

@@ -46,7 +46,8 @@ fn pollfds(bytes: &[u8]) -> Vec<i32> {
 
 /// Descriptors below `count` whose bit is set. The set is an array of words, as `select` sees it.
 fn fd_set(bytes: &[u8], count: u64) -> Vec<i32> {
-    let words = bytes.chunks_exact(8).filter_map(|word| Some(u64::from_ne_bytes(word.try_into().ok()?)));
+    let words =
+        bytes.chunks_exact(8).filter_map(|word| Some(u64::from_ne_bytes(word.try_into().ok()?)));
     let bits = words.zip(0u64..).flat_map(|(word, index)| {
         (0..64).filter(move |bit| word >> bit & 1 == 1).map(move |bit| index * 64 + bit)
     });
