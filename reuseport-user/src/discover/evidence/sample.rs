@@ -73,16 +73,16 @@ impl Process {
 
     /// Whether one of its epoll sets watches the listener.
     pub(crate) fn polls(&self, inode: u64) -> bool {
-        self.sets.iter().any(|set| set.watched.contains(&inode))
+        self.sets.iter().any(|set| set.watches(inode))
     }
 
     /// Threads seen waiting for the listener, and how.
     pub(crate) fn seen(&self, inode: u64) -> impl Iterator<Item = (&Thread, Evidence)> {
         self.threads.iter().filter_map(move |thread| {
             let direct = thread.on.get(&inode).copied();
-            let mut sets = self.sets.iter().filter(|set| set.watched.contains(&inode));
-            let polling = sets.any(|set| thread.epfds.contains(&set.fd));
-            Some((thread, direct.or(polling.then_some(Evidence::Polling))?))
+            let mut waiting = self.sets.iter().filter(|set| thread.epfds.contains(&set.fd));
+            let polling = || waiting.any(|set| set.watches(inode)).then_some(Evidence::Polling);
+            Some((thread, direct.or_else(polling)?))
         })
     }
 
@@ -134,7 +134,7 @@ impl Process {
 
     /// Remembers what thread `index` waits for.
     fn note(&mut self, index: usize, wait: Wait) {
-        let (evidence, fds) = match wait {
+        let (evidence, mut fds) = match wait {
             Wait::Epoll(epfd) => {
                 let epfds = &mut self.threads[index].epfds;
                 if !epfds.contains(&epfd) {
@@ -150,14 +150,13 @@ impl Process {
             // The memory may be gone by now; then the next look tells.
             wait => (Evidence::Polling, watch::watched(self.pid, wait).unwrap_or_default()),
         };
+        fds.sort_unstable();
+        let has = |fd| fds.binary_search(&fd).is_ok();
+        // An event loop within an event loop: poll() on an epoll descriptor.
+        let inner: Vec<&EpollSet> = self.sets.iter().filter(|set| has(set.fd)).collect();
         for &(fd, inode) in &self.held {
-            if fds.contains(&fd) {
+            if has(fd) || inner.iter().any(|set| set.watches(inode)) {
                 self.threads[index].on.insert(inode, evidence);
-            } else if let Some(set) = self.sets.iter().find(|set| fds.contains(&set.fd))
-                && set.watched.contains(&inode)
-            {
-                // An event loop within an event loop: poll() on an epoll descriptor.
-                self.threads[index].on.entry(inode).or_insert(evidence);
             }
         }
     }

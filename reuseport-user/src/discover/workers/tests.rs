@@ -33,12 +33,17 @@ fn process(pid: Pid, parent: Pid, threads: Vec<Thread>, sets: &[(i32, &[u64])]) 
     }
 }
 
-/// Process, thread, evidence and CPUs of whoever serves `L1`.
-fn who(processes: Vec<Process>) -> Result<Vec<(Pid, Option<Pid>, Evidence, String)>, String> {
+/// Process, thread, evidence and CPUs of a worker.
+type Who = (Pid, Option<Pid>, Evidence, String);
+
+/// Who serves `L1`.
+fn who(processes: Vec<Process>) -> Result<Vec<Who>, String> {
     let holders: Vec<Holder> =
         processes.iter().map(|process| Holder { pid: process.pid, fd: 3 }).collect();
+    let share = |process: &Process| (process.pid, Share::of(process, &[L1, L2]));
+    let shares = processes.iter().map(share).collect();
     let processes = processes.into_iter().map(|process| (process.pid, process)).collect();
-    match served(L1, &[L1, L2], &holders, &processes) {
+    match served(L1, &shares, &holders, &processes) {
         Served::By(workers) => Ok(workers
             .into_iter()
             .map(|it| (it.pid, it.tid, it.evidence, it.cpus.to_string()))
@@ -47,12 +52,7 @@ fn who(processes: Vec<Process>) -> Result<Vec<(Pid, Option<Pid>, Evidence, Strin
     }
 }
 
-fn one(
-    pid: Pid,
-    tid: Option<Pid>,
-    evidence: Evidence,
-    cpus: &str,
-) -> (Pid, Option<Pid>, Evidence, String) {
+fn one(pid: Pid, tid: Option<Pid>, evidence: Evidence, cpus: &str) -> Who {
     (pid, tid, evidence, cpus.into())
 }
 
