@@ -4,6 +4,7 @@ use std::os::unix::net::UnixDatagram;
 
 use super::*;
 use crate::discover::tests::support::{Server, group};
+use crate::sys::pidfd::weakened;
 
 /// The listener itself is passed on, and nothing of it is kept.
 #[test]
@@ -161,4 +162,19 @@ fn errors_are_sorted() {
     ] {
         assert_eq!(failure(call, errno), expected, "{call} {errno}");
     }
+}
+
+#[test]
+fn the_rule_that_forbids_is_named() {
+    let server = Server::start("one");
+    let found = group(&server);
+    let attempt = || with_listener(&found.listeners[0], &found.key, |_| ());
+    let denial = |result| match result {
+        Err(AcquireError::Denied { pid, denial, .. }) if pid == server.pid() => Some(denial),
+        _ => None,
+    };
+    assert_eq!(denial(weakened::without_getfd(attempt)), Some(Denial::Seccomp));
+    let result = denial(weakened::without_ptrace(attempt));
+    assert_eq!(result, Some(Denial::RootWithoutCapability));
+    assert!(attempt().is_ok());
 }

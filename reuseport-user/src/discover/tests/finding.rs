@@ -6,6 +6,7 @@ use std::process::Command;
 use super::support::{Server, here};
 use crate::discover::{DiscoverError, NetnsChoice, Target, discover};
 use crate::model::Protocol;
+use crate::sys::pidfd::weakened;
 
 #[test]
 fn every_address_is_a_group() {
@@ -79,4 +80,15 @@ fn the_same_port_in_two_namespaces() {
     let groups = discover(&Target::tcp(there.port)).unwrap();
     assert!(!groups[0].netns.own);
     assert_eq!(groups[0].netns.pid, Some(there.pid()));
+}
+
+#[test]
+fn root_without_ptrace_is_told_what_is_missing() {
+    let server = Server::start("one");
+    let error = weakened::without_ptrace(|| discover(&Target::tcp(server.port))).unwrap_err();
+    assert!(matches!(error, DiscoverError::NoHolder { listeners: 1, .. }), "{error}");
+    assert!(error.to_string().contains("CAP_SYS_PTRACE"), "{error}");
+    let free = Server::start("bound");
+    let error = weakened::without_ptrace(|| discover(&Target::tcp(free.port))).unwrap_err();
+    assert!(error.to_string().contains("CAP_SYS_PTRACE"), "{error}");
 }
