@@ -224,6 +224,7 @@ pub struct Group {
     pub key: GroupKey,
     /// Where it is.
     pub netns: Netns,
-    /// Its members in order of cookie, that is of creation.
+    /// Its members in order of their first holder's process and descriptor, mostly that of creation.
+    /// (Cookies are made when first asked for, so their order means nothing.)
     pub listeners: Vec<Listener>,
 }

@@ -191,6 +191,10 @@ fn verify(fd: BorrowedFd<'_>, cookie: u64, key: &GroupKey) -> Result<(), Failure
     if !address.is_some_and(same) {
         return Err(Failure::NotTheOne("it has another address"));
     }
+    // An accepted connection has its listener's address; it is a client's, so touch it no further.
+    if sockopt::has_peer(fd).map_err(Failure::Syscall)? {
+        return Err(Failure::NotTheOne("it is a connection"));
+    }
     if multipath {
         return Err(Failure::Mptcp);
     }

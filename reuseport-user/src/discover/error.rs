@@ -70,12 +70,13 @@ pub enum DiscoverError {
     },
     /// A multipath TCP listener, which no BPF map takes.
     #[error(
-        "process {pid} ({name}) listens on {address} with multipath TCP, which cannot be steered: let it \
-         listen with plain TCP (Go: GODEBUG=multipathtcp=0) or set net.mptcp.enabled=0, and restart it"
+        "{who} listens on {address} with multipath TCP, which cannot be steered: let it listen \
+         with plain TCP (Go: GODEBUG=multipathtcp=0) or set net.mptcp.enabled=0, and restart it",
+        who = pid.map_or("a process we cannot see".into(), |pid| format!("process {pid} ({name})"))
     )]
     Mptcp {
         /// Who.
-        pid: Pid,
+        pid: Option<Pid>,
         /// Its name.
         name: String,
         /// Where it listens.
@@ -121,5 +122,6 @@ fn list(addresses: &[SocketAddr]) -> String {
 }
 
 fn lines(candidates: &[Candidate]) -> String {
-    candidates.iter().map(|candidate| format!("\n  {candidate}")).collect()
+    let lines: Vec<String> = candidates.iter().map(|it| format!("\n  {it}")).collect();
+    lines.concat()
 }

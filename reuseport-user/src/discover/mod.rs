@@ -17,6 +17,7 @@ mod workers;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::path::Path;
 
 pub use error::{Candidate, DiscoverError};
 pub use target::{NetnsChoice, Target};
@@ -27,16 +28,16 @@ use crate::model::{Group, GroupKey, Holder, Listener, Netns, Protocol, Served};
 
 /// Finds the groups that `target` means, their listeners, and who serves them.
 ///
-/// Groups come in order of family, address, device; listeners in order of cookie. Changes nothing
-/// but for the socket cookies that the kernel makes on request.
+/// Groups come in order of family, address, device; listeners in order of their first holder's process
+/// and descriptor. Changes nothing but for the socket cookies that the kernel makes on request.
 pub fn discover(target: &Target) -> Result<Vec<Group>, DiscoverError> {
     let Found { mut place, mut sockets } = namespaces::find(target)?;
     choose(&mut sockets, target)?;
     let mut inodes: Vec<u64> = sockets.iter().map(|socket| socket.inode).collect();
     inodes.sort_unstable();
     let holders = procfs::holders(&inodes);
-    let unheld = inodes.iter().any(|inode| !holders.by_inode.contains_key(inode));
-    if unheld && target.protocol == Protocol::Tcp {
+    // A dump is only asked for where there can be one: the kernel would look for a module.
+    if target.protocol == Protocol::Tcp && Path::new("/proc/sys/net/mptcp").exists() {
         refuse_multipath(&mut place, &sockets, target.port)?;
     }
     let reason = why_unheld(holders.unreadable);
@@ -64,24 +65,17 @@ fn choose(sockets: &mut Vec<Socket>, target: &Target) -> Result<(), DiscoverErro
     Ok(())
 }
 
-/// A listener that no process has open may be the inner half of a multipath one.
+/// A multipath listener shows up among the TCP ones: its first subflow, which listens for it and has
+/// the same file or none. Only the multipath dump tells.
 fn refuse_multipath(place: &mut Place, sockets: &[Socket], port: u16) -> Result<(), DiscoverError> {
-    // Kernels without multipath have no handler for this; then there is nothing to refuse.
+    // Kernels before 5.19 cannot list them; there taking the listener tells (`SO_PROTOCOL`).
     let Ok(outer) = place.list(Kind::MptcpListeners, port) else { return Ok(()) };
-    let address = |socket: &Socket| socket.address;
-    let ours =
-        outer.iter().filter(|outer| sockets.iter().map(address).any(|it| it == outer.address));
-    let mut inodes: Vec<u64> = ours.map(|socket| socket.inode).collect();
-    inodes.sort_unstable();
-    let holders = procfs::holders(&inodes).by_inode;
-    let Some((inode, Some(holder))) =
-        holders.iter().next().map(|(inode, holders)| (inode, holders.first()))
-    else {
-        return Ok(());
-    };
-    let Some(socket) = outer.iter().find(|socket| socket.inode == *inode) else { return Ok(()) };
-    let name = procfs::name(holder.pid);
-    Err(DiscoverError::Mptcp { pid: holder.pid, name, address: socket.address })
+    let is_ours = |outer: &&Socket| sockets.iter().any(|socket| socket.address == outer.address);
+    let Some(socket) = outer.iter().find(is_ours) else { return Ok(()) };
+    let holders = procfs::holders(&[socket.inode]).by_inode;
+    let pid = holders.get(&socket.inode).and_then(|holders| holders.first()).map(|it| it.pid);
+    let name = pid.map(procfs::name).unwrap_or_default();
+    Err(DiscoverError::Mptcp { pid, name, address: socket.address })
 }
 
 /// Why a listener has no holder that we can see.
@@ -126,7 +120,12 @@ fn group(
     }
     let mut groups: Vec<Group> = groups.into_values().collect();
     for group in &mut groups {
-        group.listeners.sort_unstable_by_key(|listener| listener.cookie);
+        // Cookies are made when first asked for, per CPU: their order means nothing to people. That of
+        // processes and descriptors is mostly that of creation, and can be seen with `ss` and `ls`.
+        group.listeners.sort_by_key(|listener| {
+            let first = listener.holders.first().map(|holder| (holder.pid, holder.fd));
+            (first.is_none(), first, listener.inode)
+        });
     }
     groups
 }

@@ -116,7 +116,8 @@ fn search(target: &Target) -> Result<Found, DiscoverError> {
     } else {
         found.push(Found { place: own, sockets });
     }
-    for pid in others()?.into_values() {
+    let (others, hidden) = others()?;
+    for pid in others.into_values() {
         let path = format!("/proc/{pid}/ns/net");
         let looked_into = Place::open(path.as_ref(), Some(pid)).and_then(|mut place| {
             let sockets = place.list(target.protocol.into(), target.port)?;
@@ -152,8 +153,13 @@ fn search(target: &Target) -> Result<Found, DiscoverError> {
                 _ => format!("{looked} network namespaces"),
             };
             if closed > 0 {
-                text += &format!(
-                    " ({closed} more could not be entered: CAP_SYS_ADMIN is missing, or run inside)"
+                text = format!(
+                    "{text} ({closed} more could not be entered: CAP_SYS_ADMIN is missing, or run inside)"
+                );
+            }
+            if hidden > 0 {
+                text = format!(
+                    "{text} ({hidden} processes do not show theirs: CAP_SYS_PTRACE is missing)"
                 );
             }
             Err(nobody(own, target, text))
@@ -163,18 +169,20 @@ fn search(target: &Target) -> Result<Found, DiscoverError> {
     }
 }
 
-/// Namespaces that processes live in, other than ours: inode to one such process.
-fn others() -> Result<BTreeMap<u64, Pid>, DiscoverError> {
+/// Namespaces that processes live in, other than ours: inode to one such process. And how many
+/// processes do not let us see theirs.
+fn others() -> Result<(BTreeMap<u64, Pid>, usize), DiscoverError> {
     let own = own_inode()?;
     let mut others = BTreeMap::new();
+    let mut hidden = 0;
     for pid in procfs::pids() {
-        if let Ok(inode) = procfs::netns(pid)
-            && inode != own
-        {
-            others.entry(inode).or_insert(pid);
+        match procfs::netns(pid) {
+            Ok(inode) if inode != own => _ = others.entry(inode).or_insert(pid),
+            Err(error) if error.kind() == io::ErrorKind::PermissionDenied => hidden += 1,
+            _ => {}
         }
     }
-    Ok(others)
+    Ok((others, hidden))
 }
 
 /// The error that lists where the listeners are.

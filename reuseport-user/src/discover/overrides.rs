@@ -8,7 +8,7 @@ use crate::model::{Cpu, CpuSet, Evidence, Group, Listener, Pid, Served, Worker};
 pub struct Overrides {
     /// Process, thread if one is meant, and the CPUs it runs on.
     pub workers: Vec<(Pid, Option<Pid>, CpuSet)>,
-    /// CPU of the first, second, ... listener of each group, in order of creation.
+    /// CPU of the first, second, ... listener of each group, in the order of [`Group::listeners`].
     pub order: Option<Vec<Cpu>>,
 }
 

@@ -26,21 +26,21 @@ const REQ_PROTOCOL: u16 = 3;
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Socket {
     /// Local address and port.
-    pub address: SocketAddr,
+    pub(crate) address: SocketAddr,
     /// IPv6 only; false for IPv4.
-    pub v6only: bool,
+    pub(crate) v6only: bool,
     /// Bound device's index, 0 for none.
-    pub device: u32,
+    pub(crate) device: u32,
     /// Owner.
-    pub uid: u32,
+    pub(crate) uid: u32,
     /// Inode of the socket file; 0 when it has none.
-    pub inode: u64,
+    pub(crate) inode: u64,
     /// `SO_COOKIE`.
-    pub cookie: u64,
+    pub(crate) cookie: u64,
     /// Connections waiting to be accepted.
-    pub queued: u32,
+    pub(crate) queued: u32,
     /// Most that may wait.
-    pub backlog: u32,
+    pub(crate) backlog: u32,
 }
 
 /// Which sockets to list.
@@ -114,13 +114,15 @@ fn request(family: u8, kind: Kind, port: u16) -> Vec<u8> {
 fn socket(response: &InetResponse) -> Socket {
     let header = &response.header;
     let id = &header.socket_id;
+    // Two words, the low one first whatever the byte order.
+    let [low, high]: [u32; 2] = bytemuck::cast(id.cookie);
     Socket {
         address: SocketAddr::new(id.source_address, id.source_port),
         v6only: response.nlas.iter().any(|nla| matches!(nla, Nla::SkV6Only(true))),
         device: id.interface_id,
         uid: header.uid,
         inode: u64::from(header.inode),
-        cookie: u64::from_ne_bytes(id.cookie),
+        cookie: u64::from(low) | u64::from(high) << 32,
         queued: header.recv_queue,
         backlog: header.send_queue,
     }

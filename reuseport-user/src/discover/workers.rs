@@ -6,7 +6,7 @@
 //!   set watches it, not the parent that opened it for them.
 //! - What cannot be known is said to be unknown, with the way to tell us.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use super::evidence::sample::{self, Process};
 use crate::model::{Evidence, Group, Holder, Pid, Served, Worker};
@@ -19,13 +19,47 @@ pub(crate) fn assign(groups: &mut [Group], unheld: &str) {
     let processes = examine(groups);
     for group in groups {
         let peers: Vec<u64> = group.listeners.iter().map(|listener| listener.inode).collect();
+        let shares: Shares = processes
+            .values()
+            .filter(|process| process.threads.len() > 1)
+            .map(|process| (process.pid, Share::of(process, &peers)))
+            .collect();
         for listener in &mut group.listeners {
             listener.served = if listener.holders.is_empty() {
                 Served::Unknown(unheld.to_owned())
             } else {
-                served(listener.inode, &peers, &listener.holders, &processes)
+                served(listener.inode, &shares, &listener.holders, &processes)
             };
         }
+    }
+}
+
+/// What a process with several threads has of one group. It gives each listener to threads of its own
+/// when it has several and no thread was seen at more than one; one listener, or one event loop for
+/// all, is no sharding.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Share {
+    /// Listeners it holds.
+    listeners: usize,
+    /// Listeners that each thread was seen at.
+    seen: BTreeMap<Pid, usize>,
+}
+
+/// By process.
+pub(crate) type Shares = BTreeMap<Pid, Share>;
+
+impl Share {
+    /// Counts for the group with the listeners `peers`.
+    pub(crate) fn of(process: &Process, peers: &[u64]) -> Self {
+        let held: BTreeSet<u64> = process.held.iter().map(|&(_, inode)| inode).collect();
+        let mut share = Self::default();
+        for &peer in peers.iter().filter(|peer| held.contains(peer)) {
+            share.listeners += 1;
+            for (thread, _) in process.seen(peer) {
+                *share.seen.entry(thread.tid).or_default() += 1;
+            }
+        }
+        share
     }
 }
 
@@ -68,23 +102,23 @@ fn distinct(holders: &[Holder]) -> impl Iterator<Item = Pid> + '_ {
     holders.iter().enumerate().filter(move |(index, _)| first(*index)).map(|(_, holder)| holder.pid)
 }
 
-/// Who serves listener `inode`, one of `peers` (the members of its group).
+/// Who serves listener `inode`; `shares` are those of its group.
 pub(crate) fn served(
     inode: u64,
-    peers: &[u64],
+    shares: &Shares,
     holders: &[Holder],
     processes: &BTreeMap<Pid, Process>,
 ) -> Served {
     let holding: Vec<&Process> = distinct(holders).filter_map(|pid| processes.get(&pid)).collect();
     match holding.as_slice() {
         [] => Served::Unknown("the processes that held it are gone; try again".into()),
-        [process] => in_process(process, inode, peers, Evidence::SoleHolder),
-        family => in_family(family, inode, peers),
+        [process] => in_process(process, inode, shares, Evidence::SoleHolder),
+        family => in_family(family, inode, shares),
     }
 }
 
 /// Who of several holders serves a listener.
-fn in_family(family: &[&Process], inode: u64, peers: &[u64]) -> Served {
+fn in_family(family: &[&Process], inode: u64, shares: &Shares) -> Served {
     let is_seen = |process: &Process| process.seen(inode).next().is_some();
     let polls = |process: &Process| process.polls(inode) && !process.is_supervisor();
     let proven: Vec<&Process> =
@@ -125,7 +159,7 @@ fn in_family(family: &[&Process], inode: u64, peers: &[u64]) -> Served {
     };
     let mut workers = Vec::new();
     for process in chosen {
-        match in_process(process, inode, peers, Evidence::Family) {
+        match in_process(process, inode, shares, Evidence::Family) {
             Served::By(more) => workers.extend(more),
             unknown @ Served::Unknown(_) => return unknown,
         }
@@ -141,7 +175,7 @@ fn in_family(family: &[&Process], inode: u64, peers: &[u64]) -> Served {
 
 /// The worker within a process that is known to serve the listener; `weakest` is the evidence when
 /// nothing in the process itself shows it.
-fn in_process(process: &Process, inode: u64, peers: &[u64], weakest: Evidence) -> Served {
+fn in_process(process: &Process, inode: u64, shares: &Shares, weakest: Evidence) -> Served {
     let seen: Vec<_> = process.seen(inode).collect();
     let strongest = seen.iter().map(|(_, evidence)| *evidence).min();
     let polls = process.polls(inode).then_some(Evidence::EpollSet);
@@ -164,12 +198,15 @@ fn in_process(process: &Process, inode: u64, peers: &[u64], weakest: Evidence) -
     // Several threads that wait on one set take turns: any of them may accept.
     let takes_turns = process.sets.iter().any(|set| {
         let waiting = process.threads.iter().filter(|thread| thread.epfds.contains(&set.fd));
-        set.watched.contains(&inode) && waiting.count() > 1
+        set.watches(inode) && waiting.count() > 1
     });
     let uniform = process.is_uniform();
-    if takes_turns || (uniform && !is_sharded(process, inode, peers)) {
-        let several = peers.iter().filter(|&&peer| holds(process, peer)).count() > 1;
-        if process.io_uring && several && strongest.or(polls).is_none() {
+    let share = shares.get(&process.pid).cloned().unwrap_or_default();
+    let sharded = share.listeners > 1
+        && !seen.is_empty()
+        && seen.iter().all(|(thread, _)| share.seen.get(&thread.tid) == Some(&1));
+    if takes_turns || (uniform && !sharded) {
+        if process.io_uring && share.listeners > 1 && strongest.or(polls).is_none() {
             return Served::Unknown(format!(
                 "process {} ({}) uses io_uring, which does not show which thread accepts; {REMEDY}",
                 process.pid, process.name
@@ -201,21 +238,6 @@ fn in_process(process: &Process, inode: u64, peers: &[u64], weakest: Evidence) -
             })
             .collect(),
     )
-}
-
-fn holds(process: &Process, inode: u64) -> bool {
-    process.held.iter().any(|&(_, held)| held == inode)
-}
-
-/// Whether the process gives each of its listeners of the group to threads of their own, as far as
-/// was seen. One listener, or one event loop for all, is no sharding.
-fn is_sharded(process: &Process, inode: u64, peers: &[u64]) -> bool {
-    let threads = |inode| process.seen(inode).map(|(thread, _)| thread.tid).collect::<Vec<_>>();
-    let mine = threads(inode);
-    let mut others = peers.iter().filter(|&&peer| peer != inode && holds(process, peer)).peekable();
-    !mine.is_empty()
-        && others.peek().is_some()
-        && others.all(|&peer| threads(peer).iter().all(|tid| !mine.contains(tid)))
 }
 
 #[cfg(test)]

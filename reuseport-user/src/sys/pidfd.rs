@@ -35,6 +35,71 @@ pub fn getfd(process: BorrowedFd<'_>, target: i32) -> Result<OwnedFd, SyscallErr
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }
 
+/// Threads with less power than the tests have.
+#[cfg(test)]
+pub(crate) mod weakened {
+    use super::check;
+
+    const CAP_SYS_PTRACE: u32 = 1 << 19;
+
+    /// Runs `work` on a thread without `CAP_SYS_PTRACE`.
+    pub(crate) fn without_ptrace<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+        on_thread(
+            || {
+                // Version 3, the calling thread; then effective, permitted, inheritable, twice.
+                let mut header = [0x2008_0522_u32, 0];
+                let mut sets = [0u32; 6];
+                // SAFETY: both arrays are as large as version 3 of the call says.
+                let got =
+                    unsafe { libc::syscall(libc::SYS_capget, &raw mut header, &raw mut sets) };
+                check("capget", got).unwrap();
+                sets[..2].iter_mut().for_each(|set| *set &= !CAP_SYS_PTRACE);
+                // SAFETY: as above; the call only reads them.
+                let set =
+                    unsafe { libc::syscall(libc::SYS_capset, &raw mut header, &raw mut sets) };
+                check("capset", set).unwrap();
+            },
+            work,
+        )
+    }
+
+    /// Runs `work` on a thread that a seccomp filter forbids `pidfd_getfd`, as Docker's does.
+    pub(crate) fn without_getfd<R: Send>(work: impl FnOnce() -> R + Send) -> R {
+        let step = |code: u32, jt, jf, k| libc::sock_filter { code: code as u16, jt, jf, k };
+        on_thread(
+            || {
+                let mut steps = [
+                    step(libc::BPF_LD | libc::BPF_W | libc::BPF_ABS, 0, 0, 0),
+                    step(libc::BPF_JMP | libc::BPF_JEQ, 0, 1, libc::SYS_pidfd_getfd as u32),
+                    step(libc::BPF_RET, 0, 0, libc::SECCOMP_RET_ERRNO | libc::EPERM as u32),
+                    step(libc::BPF_RET, 0, 0, libc::SECCOMP_RET_ALLOW),
+                ];
+                let program = libc::sock_fprog { len: 4, filter: steps.as_mut_ptr() };
+                // SAFETY: the program and its four steps outlive the call, which copies them; the
+                // filter binds this thread alone.
+                let result = unsafe {
+                    libc::syscall(
+                        libc::SYS_seccomp,
+                        libc::SECCOMP_SET_MODE_FILTER,
+                        0,
+                        &raw const program,
+                    )
+                };
+                check("seccomp", result).unwrap();
+            },
+            work,
+        )
+    }
+
+    fn on_thread<R: Send>(weaken: impl FnOnce() + Send, work: impl FnOnce() -> R + Send) -> R {
+        let both = || {
+            weaken();
+            work()
+        };
+        std::thread::scope(|scope| scope.spawn(both).join()).unwrap()
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::TcpListener;

@@ -29,7 +29,8 @@ const NAME_AT: usize = 19;
 
 impl Scanner {
     /// Calls `each` with the number and the link (`socket:[12345]`, at most 63 bytes of it) of every
-    /// descriptor in `directory`, an open `/proc/PID/fd`. Descriptors that vanish are left out.
+    /// descriptor in `directory`, an open `/proc/PID/fd`. Descriptors that vanish are left out; fails
+    /// with `EACCES` where the links may not be read (listing needs less than reading does).
     pub fn scan(
         &mut self,
         directory: &File,
@@ -52,9 +53,10 @@ impl Scanner {
             for name in names(&self.entries[..filled]) {
                 let Some(fd) = number(name) else { continue };
                 let mut link = [0u8; 63];
-                let length = read_link(directory, name, &mut link);
-                if let Some(link) = length.and_then(|length| link.get(..length)) {
-                    each(fd, link);
+                match read_link(directory, name, &mut link) {
+                    Ok(length) => each(fd, link.get(..length).unwrap_or(&link)),
+                    Err(error) if error.errno() == libc::EACCES => return Err(error),
+                    Err(_) => {}
                 }
             }
         }
@@ -79,8 +81,8 @@ fn number(name: &CStr) -> Option<i32> {
     plain.then(|| digits.iter().fold(0, |number, digit| number * 10 + i32::from(digit - b'0')))
 }
 
-/// Length of the link's target; `None` when it is gone.
-fn read_link(directory: &File, name: &CStr, link: &mut [u8]) -> Option<usize> {
+/// Reads a link; returns the length of its target.
+fn read_link(directory: &File, name: &CStr, link: &mut [u8]) -> Result<usize, SyscallError> {
     // SAFETY: `name` ends with a NUL, `link` is writable for the length given, and the directory
     // is open while borrowed.
     let length = unsafe {
@@ -91,7 +93,7 @@ fn read_link(directory: &File, name: &CStr, link: &mut [u8]) -> Option<usize> {
             link.len(),
         )
     };
-    usize::try_from(length).ok()
+    check("readlinkat(/proc/PID/fd/N)", length as i64).map(|length| length as usize)
 }
 
 #[cfg(test)]

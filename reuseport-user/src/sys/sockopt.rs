@@ -11,8 +11,6 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 use super::{SyscallError, check};
 use crate::model::Cpu;
 
-/// `SO_BINDTOIFINDEX` (5.1), not in every libc.
-const SO_BINDTOIFINDEX: c_int = 62;
 /// `SO_NETNS_COOKIE` (5.14), not in every libc.
 const SO_NETNS_COOKIE: c_int = 71;
 /// `IPPROTO_MPTCP`.
@@ -72,21 +70,6 @@ pub fn netns_cookie(fd: BorrowedFd<'_>) -> Result<u64, SyscallError> {
     get(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, "getsockopt(SO_NETNS_COOKIE)")
 }
 
-/// `IPV6_V6ONLY` of an `AF_INET6` socket.
-pub fn v6only(fd: BorrowedFd<'_>) -> Result<bool, SyscallError> {
-    get::<c_int>(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, "getsockopt(IPV6_V6ONLY)")
-        .map(|value| value != 0)
-}
-
-/// `SO_BINDTOIFINDEX`: index of the bound device, 0 for none.
-///
-/// # Minimum kernel version
-///
-/// 5.1.
-pub fn device(fd: BorrowedFd<'_>) -> Result<u32, SyscallError> {
-    get(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX, "getsockopt(SO_BINDTOIFINDEX)")
-}
-
 /// `getsockname` of an IPv4 or IPv6 socket; `None` for any other family.
 pub fn local_address(fd: BorrowedFd<'_>) -> Result<Option<SocketAddr>, SyscallError> {
     // The size of `sockaddr_in6`, the longer of the two; longer names are cut off by the kernel.
@@ -98,6 +81,21 @@ pub fn local_address(fd: BorrowedFd<'_>) -> Result<Option<SocketAddr>, SyscallEr
         unsafe { libc::getsockname(fd.as_raw_fd(), name.as_mut_ptr().cast(), &raw mut length) };
     check("getsockname", i64::from(result))?;
     Ok(decode_address(&name))
+}
+
+/// Whether it has a peer: a connection, or a connected datagram socket.
+pub fn has_peer(fd: BorrowedFd<'_>) -> Result<bool, SyscallError> {
+    let mut name = [0u8; size_of::<libc::sockaddr_in6>()];
+    let mut length = name.len() as libc::socklen_t;
+    // SAFETY: `name` is writable for `length` bytes; the descriptor is open for as long as its
+    // borrow.
+    let result =
+        unsafe { libc::getpeername(fd.as_raw_fd(), name.as_mut_ptr().cast(), &raw mut length) };
+    match check("getpeername", i64::from(result)) {
+        Ok(_) => Ok(true),
+        Err(error) if error.errno() == libc::ENOTCONN => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 /// Reads a `sockaddr_in` or `sockaddr_in6`.
@@ -150,6 +148,7 @@ pub fn set_incoming_cpu(socket: BorrowedFd<'_>, cpu: Option<Cpu>) -> Result<(), 
     check("setsockopt(SO_INCOMING_CPU)", i64::from(result))?;
     Ok(())
 }
+
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, UdpSocket};
@@ -167,7 +166,6 @@ mod tests {
             assert!(listens(fd).unwrap());
             assert!(!reuseport(fd).unwrap());
             assert_eq!(protocol(fd).unwrap(), libc::IPPROTO_TCP);
-            assert_eq!(device(fd).unwrap(), 0);
             let family = if address.starts_with('[') { libc::AF_INET6 } else { libc::AF_INET };
             assert_eq!(domain(fd).unwrap(), family);
             assert_eq!(cookie(fd).unwrap(), cookie(fd).unwrap());
@@ -179,17 +177,13 @@ mod tests {
     fn tells_what_is_no_listener() {
         let udp = UdpSocket::bind("127.0.0.1:0").unwrap();
         assert!(!listens(udp.as_fd()).unwrap());
+        assert!(!has_peer(udp.as_fd()).unwrap());
+        udp.connect("127.0.0.1:9").unwrap();
+        assert!(has_peer(udp.as_fd()).unwrap());
         assert_eq!(protocol(udp.as_fd()).unwrap(), libc::IPPROTO_UDP);
         let (unix, _other) = UnixStream::pair().unwrap();
         assert_eq!(local_address(unix.as_fd()).unwrap(), None);
         let file = std::fs::File::open("/dev/null").unwrap();
         assert_eq!(domain(file.as_fd()).unwrap_err().errno(), libc::ENOTSOCK);
-    }
-
-    #[test]
-    fn v6only_is_read_back() {
-        let listener = TcpListener::bind("[::1]:0").unwrap();
-        let sysctl = std::fs::read_to_string("/proc/sys/net/ipv6/bindv6only").unwrap();
-        assert_eq!(v6only(listener.as_fd()).unwrap(), sysctl.trim() == "1");
     }
 }

@@ -122,7 +122,8 @@ fn decide(it: &Circumstances) -> Denial {
 
 /// Finds out why process `pid` refused us.
 pub(super) fn diagnose(pid: Pid) -> Denial {
-    let us = Status::read("self");
+    // Capabilities are a thread's.
+    let us = Status::read("thread-self");
     let them = Status::read(&pid.to_string());
     let owner = |file: &str| fs::metadata(format!("/proc/{pid}/{file}")).map(|it| it.st_uid());
     let userns = |who: &str| fs::read_link(format!("/proc/{who}/ns/user")).ok();

@@ -22,6 +22,13 @@ pub(crate) struct EpollSet {
     pub(crate) watched: Vec<u64>,
 }
 
+impl EpollSet {
+    /// Whether it watches the listener.
+    pub(crate) fn watches(&self, inode: u64) -> bool {
+        self.watched.binary_search(&inode).is_ok()
+    }
+}
+
 /// Members listed in the text of a `fdinfo` file.
 pub(crate) fn members(fdinfo: &str) -> impl Iterator<Item = Member> + '_ {
     fdinfo.lines().filter_map(|line| {

@@ -17,6 +17,9 @@ use crate::model::{CpuSet, Evidence, Pid};
 /// Longest that busy threads are watched, for all processes together. Arbitrary: short for a user
 /// who waits, long for a thread that serves one request.
 const PATIENCE: Duration = Duration::from_millis(80);
+/// Looks that must find a process blocked elsewhere before it is given up: the parent of a family that
+/// sleeps in `select` on a pipe (gunicorn's) is, for good.
+const GIVE_UP: usize = 4;
 /// Pause between looks.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -32,6 +35,8 @@ pub(crate) struct Thread {
     pub(crate) epfds: Vec<i32>,
     /// Whether it was seen waiting for children or signals.
     pub(crate) supervising: bool,
+    /// Looks that found it blocked on something that is none of our business.
+    pub(crate) elsewhere: usize,
 }
 
 /// A process that holds listeners of interest.
@@ -73,16 +78,16 @@ impl Process {
 
     /// Whether one of its epoll sets watches the listener.
     pub(crate) fn polls(&self, inode: u64) -> bool {
-        self.sets.iter().any(|set| set.watched.contains(&inode))
+        self.sets.iter().any(|set| set.watches(inode))
     }
 
     /// Threads seen waiting for the listener, and how.
     pub(crate) fn seen(&self, inode: u64) -> impl Iterator<Item = (&Thread, Evidence)> {
         self.threads.iter().filter_map(move |thread| {
             let direct = thread.on.get(&inode).copied();
-            let mut sets = self.sets.iter().filter(|set| set.watched.contains(&inode));
-            let polling = sets.any(|set| thread.epfds.contains(&set.fd));
-            Some((thread, direct.or(polling.then_some(Evidence::Polling))?))
+            let mut waiting = self.sets.iter().filter(|set| thread.epfds.contains(&set.fd));
+            let polling = || waiting.any(|set| set.watches(inode)).then_some(Evidence::Polling);
+            Some((thread, direct.or_else(polling)?))
         })
     }
 
@@ -99,8 +104,10 @@ impl Process {
         };
         // nginx: a worker holds every listener and polls one of them; the sets say all there is.
         let told_by_sets = self.threads.len() == 1 && !self.sets.is_empty();
+        let elsewhere = self.threads.len() == 1 && self.threads[0].elsewhere >= GIVE_UP;
         self.denied
             || told_by_sets
+            || elsewhere
             || self.is_supervisor()
             || self.held.iter().all(|&(_, inode)| known(inode))
     }
@@ -134,7 +141,8 @@ impl Process {
 
     /// Remembers what thread `index` waits for.
     fn note(&mut self, index: usize, wait: Wait) {
-        let (evidence, fds) = match wait {
+        let (evidence, mut fds) = match wait {
+            Wait::Running => return,
             Wait::Epoll(epfd) => {
                 let epfds = &mut self.threads[index].epfds;
                 if !epfds.contains(&epfd) {
@@ -150,15 +158,18 @@ impl Process {
             // The memory may be gone by now; then the next look tells.
             wait => (Evidence::Polling, watch::watched(self.pid, wait).unwrap_or_default()),
         };
+        fds.sort_unstable();
+        let has = |fd| fds.binary_search(&fd).is_ok();
+        // An event loop within an event loop: poll() on an epoll descriptor.
+        let inner: Vec<&EpollSet> = self.sets.iter().filter(|set| has(set.fd)).collect();
+        let known = self.threads[index].on.len();
         for &(fd, inode) in &self.held {
-            if fds.contains(&fd) {
+            if has(fd) || inner.iter().any(|set| set.watches(inode)) {
                 self.threads[index].on.insert(inode, evidence);
-            } else if let Some(set) = self.sets.iter().find(|set| fds.contains(&set.fd))
-                && set.watched.contains(&inode)
-            {
-                // An event loop within an event loop: poll() on an epoll descriptor.
-                self.threads[index].on.entry(inode).or_insert(evidence);
             }
+        }
+        if self.threads[index].on.len() == known {
+            self.threads[index].elsewhere += 1;
         }
     }
 }
