@@ -4,6 +4,7 @@ use super::*;
 
 #[test]
 fn a_worker_that_dies_ends_the_demo() {
+    let _alone = alone();
     let mut steering = Recorded {
         signal: Some("KILL"),
         ..Recorded::default()
@@ -28,6 +29,7 @@ fn a_worker_that_dies_ends_the_demo() {
 
 #[test]
 fn steering_that_cannot_be_stopped_is_told_beside_what_happened() {
+    let _alone = alone();
     let mut steering = Recorded {
         stick: true,
         ..Recorded::default()
@@ -73,6 +75,7 @@ fn steering_that_cannot_be_stopped_is_told_beside_what_happened() {
 
 #[test]
 fn a_worker_that_hangs_ends_the_demo() {
+    let _alone = alone();
     let mut steering = Recorded {
         signal: Some("STOP"),
         ..Recorded::default()
@@ -137,6 +140,7 @@ fn one_cpu_is_not_enough() {
 
 #[test]
 fn a_stopped_demo_cleans_up() {
+    let _alone = alone();
     for signal in ["INT", "TERM"] {
         let WorkerCommand {
             program,
@@ -182,6 +186,7 @@ fn lines_after_signal(demo: &mut Child, signal: &str) -> Vec<String> {
 
 #[test]
 fn a_killed_demo_leaves_no_workers() {
+    let _alone = alone();
     let WorkerCommand {
         program,
         arguments,
@@ -254,4 +259,36 @@ fn a_worker_reports_a_cpu_it_cannot_have() {
         "{error}"
     );
     assert!(error.to_string().contains("taskset"), "{error}");
+}
+
+#[test]
+fn options_out_of_range_are_refused() {
+    let refuse = |options: DemoOptions| run_with_incoming_cpu(&options).unwrap_err();
+    assert!(matches!(
+        refuse(DemoOptions {
+            rounds: 0,
+            ..quick()
+        }),
+        DemoError::Rounds(0)
+    ));
+    assert!(matches!(
+        refuse(DemoOptions {
+            duration: Duration::ZERO,
+            ..quick()
+        }),
+        DemoError::Duration(_)
+    ));
+    assert!(matches!(
+        refuse(DemoOptions {
+            connections_per_cpu: 0,
+            ..quick()
+        }),
+        DemoError::Connections(0)
+    ));
+    let one = refuse(DemoOptions {
+        most_workers: 1,
+        ..quick()
+    });
+    assert!(matches!(one, DemoError::TooFewCpus(_)), "{one}");
+    assert!(one.to_string().contains("only CPU"), "{one}");
 }
