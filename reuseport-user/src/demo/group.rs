@@ -17,8 +17,8 @@ use tokio::io::{AsyncBufRead as _, AsyncBufReadExt as _, AsyncWriteExt as _, Buf
 use tokio::net::UnixStream;
 
 use super::DemoError;
+use super::matrix::Matrix;
 use super::protocol::{Command, Reply};
-use super::report::Matrix;
 use crate::model::{Cpu, CpuSet, Pid};
 
 /// Longest that a worker may take to answer: it shares its CPU with a load at full speed.

@@ -16,6 +16,7 @@ use crate::model::{Cpu, CpuSet, Pid};
 
 mod group;
 pub mod load;
+mod matrix;
 mod protocol;
 mod report;
 mod rounds;
@@ -26,7 +27,8 @@ pub mod worker;
 
 pub use group::WorkerCommand;
 pub use load::LoadError;
-pub use report::{Matrix, Pair, Report, Sample, Summary};
+pub use matrix::Matrix;
+pub use report::{Pair, Report, Sample, Summary};
 
 /// Whatever a [`Steering`] reports.
 pub type SteeringError = Box<dyn std::error::Error + Send + Sync>;

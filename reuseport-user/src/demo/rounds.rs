@@ -8,7 +8,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use super::group::Group;
 use super::load::{self, LoadOptions};
-use super::report::{Matrix, Pair, Sample};
+use super::matrix::Matrix;
+use super::report::{Pair, Sample};
 use super::{DemoError, DemoOptions, Mechanism};
 use crate::model::CpuSet;
 
