@@ -114,13 +114,15 @@ fn request(family: u8, kind: Kind, port: u16) -> Vec<u8> {
 fn socket(response: &InetResponse) -> Socket {
     let header = &response.header;
     let id = &header.socket_id;
+    // Two words, the low one first whatever the byte order.
+    let [low, high]: [u32; 2] = bytemuck::cast(id.cookie);
     Socket {
         address: SocketAddr::new(id.source_address, id.source_port),
         v6only: response.nlas.iter().any(|nla| matches!(nla, Nla::SkV6Only(true))),
         device: id.interface_id,
         uid: header.uid,
         inode: u64::from(header.inode),
-        cookie: u64::from_ne_bytes(id.cookie),
+        cookie: u64::from(low) | u64::from(high) << 32,
         queued: header.recv_queue,
         backlog: header.send_queue,
     }

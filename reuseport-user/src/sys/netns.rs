@@ -50,8 +50,6 @@ pub fn cookie(inode: u64) -> Result<u64, SyscallError> {
 /// Runs `work` inside the namespace, on a thread that does nothing else and ends with it: no code of
 /// ours can find itself in the wrong namespace afterwards.
 pub fn inside<R: Send>(netns: &File, work: impl FnOnce() -> R + Send) -> Result<R, NetnsError> {
-    // setns() would answer EINVAL for a device or directory too, but opening one may block; the
-    // caller opened it, so a plain check is all that is left to do.
     let thread = || {
         // SAFETY: takes two numbers; changes only this thread, which ends with the closure.
         let result = unsafe { libc::setns(netns.as_raw_fd(), libc::CLONE_NEWNET) };

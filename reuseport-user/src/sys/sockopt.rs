@@ -10,8 +10,6 @@ use std::os::fd::{AsRawFd as _, BorrowedFd};
 
 use super::{SyscallError, check};
 
-/// `SO_BINDTOIFINDEX` (5.1), not in every libc.
-const SO_BINDTOIFINDEX: c_int = 62;
 /// `SO_NETNS_COOKIE` (5.14), not in every libc.
 const SO_NETNS_COOKIE: c_int = 71;
 /// `IPPROTO_MPTCP`.
@@ -69,21 +67,6 @@ pub fn domain(fd: BorrowedFd<'_>) -> Result<i32, SyscallError> {
 /// 5.14; `ENOPROTOOPT` before.
 pub fn netns_cookie(fd: BorrowedFd<'_>) -> Result<u64, SyscallError> {
     get(fd, libc::SOL_SOCKET, SO_NETNS_COOKIE, "getsockopt(SO_NETNS_COOKIE)")
-}
-
-/// `IPV6_V6ONLY` of an `AF_INET6` socket.
-pub fn v6only(fd: BorrowedFd<'_>) -> Result<bool, SyscallError> {
-    get::<c_int>(fd, libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, "getsockopt(IPV6_V6ONLY)")
-        .map(|value| value != 0)
-}
-
-/// `SO_BINDTOIFINDEX`: index of the bound device, 0 for none.
-///
-/// # Minimum kernel version
-///
-/// 5.1.
-pub fn device(fd: BorrowedFd<'_>) -> Result<u32, SyscallError> {
-    get(fd, libc::SOL_SOCKET, SO_BINDTOIFINDEX, "getsockopt(SO_BINDTOIFINDEX)")
 }
 
 /// `getsockname` of an IPv4 or IPv6 socket; `None` for any other family.
@@ -149,7 +132,6 @@ mod tests {
             assert!(listens(fd).unwrap());
             assert!(!reuseport(fd).unwrap());
             assert_eq!(protocol(fd).unwrap(), libc::IPPROTO_TCP);
-            assert_eq!(device(fd).unwrap(), 0);
             let family = if address.starts_with('[') { libc::AF_INET6 } else { libc::AF_INET };
             assert_eq!(domain(fd).unwrap(), family);
             assert_eq!(cookie(fd).unwrap(), cookie(fd).unwrap());
@@ -169,15 +151,5 @@ mod tests {
         assert_eq!(local_address(unix.as_fd()).unwrap(), None);
         let file = std::fs::File::open("/dev/null").unwrap();
         assert_eq!(domain(file.as_fd()).unwrap_err().errno(), libc::ENOTSOCK);
-    }
-
-    #[test]
-    fn v6only_is_read_back() {
-        let sysctl = std::fs::read_to_string("/proc/sys/net/ipv6/bindv6only").unwrap();
-        let wildcard = TcpListener::bind("[::]:0").unwrap();
-        assert_eq!(v6only(wildcard.as_fd()).unwrap(), sysctl.trim() == "1");
-        // bind() to one IPv6 address sets the option.
-        let specific = TcpListener::bind("[::1]:0").unwrap();
-        assert!(v6only(specific.as_fd()).unwrap());
     }
 }

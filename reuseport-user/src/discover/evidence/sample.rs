@@ -17,6 +17,9 @@ use crate::model::{CpuSet, Evidence, Pid};
 /// Longest that busy threads are watched, for all processes together. Arbitrary: short for a user
 /// who waits, long for a thread that serves one request.
 const PATIENCE: Duration = Duration::from_millis(80);
+/// Looks that must find a process blocked elsewhere before it is given up: the parent of a family that
+/// sleeps in `select` on a pipe (gunicorn's) is, for good.
+const GIVE_UP: usize = 4;
 /// Pause between looks.
 const PAUSE: Duration = Duration::from_millis(5);
 
@@ -32,6 +35,8 @@ pub(crate) struct Thread {
     pub(crate) epfds: Vec<i32>,
     /// Whether it was seen waiting for children or signals.
     pub(crate) supervising: bool,
+    /// Looks that found it blocked on something that is none of our business.
+    pub(crate) elsewhere: usize,
 }
 
 /// A process that holds listeners of interest.
@@ -99,8 +104,10 @@ impl Process {
         };
         // nginx: a worker holds every listener and polls one of them; the sets say all there is.
         let told_by_sets = self.threads.len() == 1 && !self.sets.is_empty();
+        let elsewhere = self.threads.len() == 1 && self.threads[0].elsewhere >= GIVE_UP;
         self.denied
             || told_by_sets
+            || elsewhere
             || self.is_supervisor()
             || self.held.iter().all(|&(_, inode)| known(inode))
     }
@@ -135,6 +142,7 @@ impl Process {
     /// Remembers what thread `index` waits for.
     fn note(&mut self, index: usize, wait: Wait) {
         let (evidence, mut fds) = match wait {
+            Wait::Running => return,
             Wait::Epoll(epfd) => {
                 let epfds = &mut self.threads[index].epfds;
                 if !epfds.contains(&epfd) {
@@ -154,10 +162,14 @@ impl Process {
         let has = |fd| fds.binary_search(&fd).is_ok();
         // An event loop within an event loop: poll() on an epoll descriptor.
         let inner: Vec<&EpollSet> = self.sets.iter().filter(|set| has(set.fd)).collect();
+        let known = self.threads[index].on.len();
         for &(fd, inode) in &self.held {
             if has(fd) || inner.iter().any(|set| set.watches(inode)) {
                 self.threads[index].on.insert(inode, evidence);
             }
+        }
+        if self.threads[index].on.len() == known {
+            self.threads[index].elsewhere += 1;
         }
     }
 }

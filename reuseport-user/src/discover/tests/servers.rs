@@ -1,10 +1,11 @@
 //! Real servers.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::process::Command;
 
-use super::support::{Server, group};
-use crate::model::{Evidence, Served};
+use super::support::{Server, eventually, group, workers};
+use crate::model::Evidence;
 
 #[test]
 fn nginx_workers_by_their_epoll_sets() {
@@ -22,20 +23,14 @@ fn nginx_workers_by_their_epoll_sets() {
     fs::write(&path, text).unwrap();
     let mut command = Command::new("nginx");
     let server = Server::configured(command.arg("-c").arg(&path), port, 3);
-    let group = group(&server);
-    let mut pids = Vec::new();
-    for listener in &group.listeners {
-        assert_eq!(listener.holders.len(), 4);
-        let Served::By(workers) = &listener.served else { panic!("{listener:?}") };
-        assert_eq!(workers.len(), 1, "{workers:?}");
-        assert!(workers[0].evidence <= Evidence::EpollSet && workers[0].tid.is_none());
-        assert_eq!(workers[0].name, "nginx");
-        pids.push(workers[0].pid);
-    }
-    pids.sort_unstable();
-    pids.dedup();
-    assert_eq!(pids.len(), 3);
-    assert!(!pids.contains(&server.pid()));
+    assert!(group(&server).listeners.iter().all(|listener| listener.holders.len() == 4));
+    // Three workers, none of them the master, each with one listener.
+    eventually(&server, &(3, 3, false), |group| {
+        let all: Vec<Vec<_>> = workers(group).into_iter().flatten().collect();
+        let served = all.iter().filter(|it| it.len() == 1 && it[0].1.is_none()).count();
+        let pids: BTreeSet<_> = all.iter().flatten().map(|it| it.0).collect();
+        (served, pids.len(), pids.contains(&server.pid()))
+    });
 }
 
 #[test]
@@ -51,18 +46,14 @@ fn haproxy_threads_by_what_they_wait_for() {
     fs::write(&path, text).unwrap();
     let mut command = Command::new("haproxy");
     let server = Server::configured(command.arg("-db").arg("-f").arg(&path), port, 2);
-    let group = group(&server);
-    let mut tids = Vec::new();
-    for listener in &group.listeners {
-        let Served::By(workers) = &listener.served else { panic!("{listener:?}") };
-        assert_eq!(workers.len(), 1, "{workers:?}");
-        assert_eq!((workers[0].pid, workers[0].evidence), (server.pid(), Evidence::Polling));
-        assert_eq!(workers[0].cpus.len(), 1, "{workers:?}");
-        tids.push(workers[0].tid.unwrap());
-    }
-    tids.sort_unstable();
-    tids.dedup();
-    assert_eq!(tids.len(), 2);
+    // A listener on each thread, a thread on each CPU.
+    eventually(&server, &(2, 2, 2), |group| {
+        let all: Vec<Vec<_>> = workers(group).into_iter().flatten().collect();
+        let served = all.iter().filter(|it| it.len() == 1 && it[0].2 == Evidence::Polling);
+        let tids: BTreeSet<_> = all.iter().flatten().filter_map(|it| it.1).collect();
+        let cpus: BTreeSet<_> = all.iter().flatten().map(|it| it.3.clone()).collect();
+        (served.count(), tids.len(), cpus.len())
+    });
 }
 
 #[test]
@@ -82,10 +73,10 @@ fn gunicorn_workers_without_the_arbiter() {
         "app:app",
     ]);
     let server = Server::configured(&mut command, reserved.port, 1);
-    let group = group(&server);
-    let [listener] = group.listeners.as_slice() else { panic!("{group:?}") };
-    let Served::By(workers) = &listener.served else { panic!("{listener:?}") };
-    assert_eq!(workers.len(), 2, "{workers:?}");
-    assert!(workers.iter().all(|worker| worker.pid != server.pid()));
-    assert!(workers.iter().all(|worker| worker.evidence == Evidence::Polling));
+    eventually(&server, &vec![Ok((2, true))], |group| {
+        let arbiter = server.pid();
+        let polling = |it: &(u32, _, _, _)| it.0 != arbiter && it.2 == Evidence::Polling;
+        let all = workers(group).into_iter();
+        all.map(|it| it.map(|it| (it.len(), it.iter().all(polling)))).collect()
+    });
 }

@@ -2,16 +2,10 @@
 
 use std::thread;
 
-use super::support::{Server, group};
-use crate::model::{CpuSet, Evidence, Listener, Served, Worker};
+use super::support::{Seen, Server, eventually, group, here, workers};
+use crate::discover::discover;
+use crate::model::{CpuSet, Evidence, Served};
 use crate::sys::sched;
-
-fn workers(listener: &Listener) -> &[Worker] {
-    match &listener.served {
-        Served::By(workers) => workers,
-        Served::Unknown(reason) => panic!("{reason}"),
-    }
-}
 
 /// CPUs that this process may use: what unpinned children inherit.
 fn all() -> CpuSet {
@@ -25,16 +19,12 @@ fn one_process_per_listener() {
     let group = group(&one);
     assert_eq!(group.key.address.to_string(), format!("127.0.0.1:{}", one.port));
     assert!(group.netns.own && group.key.netns != 0);
-    let expected = [one.pid(), other.pid()].map(|pid| Worker {
-        pid,
-        tid: None,
-        name: "python3".into(),
-        cpus: all(),
-        evidence: Evidence::SoleHolder,
-    });
-    let found: Vec<Worker> = group.listeners.iter().flat_map(workers).cloned().collect();
-    assert_eq!(found, expected);
     assert!(group.listeners.iter().all(|listener| listener.backlog == 16 && listener.queued == 0));
+    let expected: Seen = [one.pid(), other.pid()]
+        .map(|pid| Ok(vec![(pid, None, Evidence::SoleHolder, all().to_string())]))
+        .into();
+    assert_eq!(workers(&group), expected);
+    assert!(matches!(&group.listeners[0].served, Served::By(it) if it[0].name == "python3"));
 }
 
 #[test]
@@ -47,66 +37,68 @@ fn forked_families_without_their_parent() {
         ("fork-busy", Evidence::Family),
     ] {
         let server = Server::start(style);
-        let group = group(&server);
-        let [listener] = group.listeners.as_slice() else { panic!("{group:?}") };
-        assert_eq!(listener.holders.len(), 3, "{style}");
-        let mut expected: Vec<_> =
-            server.serves.iter().map(|&(pid, ..)| (pid, None, evidence)).collect();
-        expected.sort_unstable();
-        let found: Vec<_> = workers(listener)
+        assert_eq!(group(&server).listeners[0].holders.len(), 3, "{style}");
+        let mut expected: Vec<_> = server
+            .serves
             .iter()
-            .map(|worker| (worker.pid, worker.tid, worker.evidence))
+            .map(|&(pid, ..)| (pid, None, evidence, all().to_string()))
             .collect();
-        assert_eq!(found, expected, "{style}");
+        expected.sort_unstable();
+        eventually(&server, &vec![Ok(expected)], workers);
     }
 }
 
 #[test]
 fn threads_with_a_listener_each() {
     let cpus: Vec<u32> = all().iter().collect();
-    for style in ["accept", "poll", "select", "epoll"] {
-        let server = Server::start(&format!("sharded-{style}"));
-        let group = group(&server);
-        assert_eq!(group.listeners.len(), 2, "{style}");
-        for (listener, cpu) in group.listeners.iter().zip([cpus[0], cpus[cpus.len() - 1]]) {
-            let fd = listener.holders[0].fd;
-            let (pid, tid, _) = *server.serves.iter().find(|serves| serves.2 == fd).unwrap();
-            let [worker] = workers(listener) else { panic!("{listener:?}") };
-            assert_eq!((worker.pid, worker.tid), (pid, Some(tid)), "{style}");
-            assert_eq!(worker.cpus, CpuSet::from([cpu]), "{style}");
-        }
+    for (style, evidence) in [
+        ("sharded-accept", Evidence::Accepting),
+        ("sharded-poll", Evidence::Polling),
+        ("sharded-select", Evidence::Polling),
+        ("sharded-epoll", Evidence::Polling),
+    ] {
+        let server = Server::start(style);
+        let mut serves = server.serves.clone();
+        serves.sort_unstable_by_key(|&(_, _, fd)| fd);
+        let expected: Seen = serves
+            .iter()
+            .zip([cpus[0], cpus[cpus.len() - 1]])
+            .map(|(&(pid, tid, _), cpu)| Ok(vec![(pid, Some(tid), evidence, cpu.to_string())]))
+            .collect();
+        assert_eq!(expected.len(), 2);
+        eventually(&server, &expected, workers);
     }
 }
 
 #[test]
 fn an_event_loop_shared_by_threads_is_the_process() {
     let server = Server::start("loop");
-    for listener in &group(&server).listeners {
-        let [worker] = workers(listener) else { panic!("{listener:?}") };
-        assert_eq!((worker.pid, worker.tid), (server.pid(), None));
-        assert_eq!((&worker.cpus, worker.evidence), (&all(), Evidence::Polling));
-    }
+    let whole = vec![(server.pid(), None, Evidence::Polling, all().to_string())];
+    eventually(&server, &vec![Ok(whole.clone()), Ok(whole)], workers);
 }
 
 #[test]
 fn an_event_loop_within_another() {
     let server = Server::start("nested");
-    let group = group(&server);
-    let [worker] = workers(&group.listeners[0]) else { panic!("{group:?}") };
-    assert_ne!(worker.pid, server.pid());
-    assert_eq!(worker.evidence, Evidence::Polling);
+    eventually(&server, &vec![(false, Evidence::Polling)], |group| {
+        let seen = workers(group).into_iter().flatten().flatten();
+        seen.map(|(pid, _, evidence, _)| (pid == server.pid(), evidence)).collect()
+    });
 }
 
 #[test]
-fn busy_threads_on_different_cpus_are_unknown() {
+fn busy_threads_and_rings_on_different_cpus_are_unknown() {
     if all().len() < 2 {
         // Threads cannot run on different CPUs where there is one.
         return;
     }
-    let server = Server::start("sharded-busy");
-    for listener in &group(&server).listeners {
-        let Served::Unknown(reason) = &listener.served else { panic!("{listener:?}") };
-        assert!(reason.contains(&server.pid().to_string()) && reason.contains("--worker"));
+    for (style, why) in [("sharded-busy", "busy"), ("sharded-ring", "io_uring")] {
+        let server = Server::start(style);
+        for served in workers(&group(&server)) {
+            let reason = served.unwrap_err();
+            assert!(reason.contains(&server.pid().to_string()), "{reason}");
+            assert!(reason.contains("--worker") && reason.contains(why), "{reason}");
+        }
     }
 }
 
@@ -116,9 +108,9 @@ fn our_own_threads_are_seen_too() {
     let port = listener.local_addr().unwrap().port();
     let accepting = listener.try_clone().unwrap();
     let thread = thread::spawn(move || drop(accepting.accept()));
-    let groups = crate::discover::discover(&super::support::here(port)).unwrap();
-    let [worker] = workers(&groups[0].listeners[0]) else { panic!("{groups:?}") };
-    assert_eq!(worker.pid, std::process::id());
+    let groups = discover(&here(port)).unwrap();
+    let served = workers(&groups[0]).remove(0).unwrap();
+    assert_eq!((served.len(), served[0].0), (1, std::process::id()));
     std::net::TcpStream::connect(("127.0.0.1", port)).unwrap();
     thread.join().unwrap();
 }

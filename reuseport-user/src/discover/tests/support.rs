@@ -1,11 +1,13 @@
 //! Servers for the tests: started, asked, and killed with their whole process group.
 
+use std::fmt::Debug;
 use std::io::{BufRead as _, BufReader};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
+use std::time::Duration;
 
 use crate::discover::{NetnsChoice, Target, discover};
-use crate::model::{Group, Pid, Protocol};
+use crate::model::{Evidence, Group, Listener, Pid, Protocol, Served};
 
 /// A server; killed when dropped.
 pub(crate) struct Server {
@@ -67,11 +69,9 @@ impl Server {
         for _ in 0..200 {
             let found = discover(&Target::tcp(port)).map_or(0, |groups| groups[0].listeners.len());
             if found == listeners {
-                // Workers that were just forked have yet to reach their event loops.
-                std::thread::sleep(std::time::Duration::from_millis(300));
                 return server;
             }
-            std::thread::sleep(std::time::Duration::from_millis(25));
+            std::thread::sleep(Duration::from_millis(25));
         }
         panic!("{command:?} does not listen");
     }
@@ -94,6 +94,39 @@ pub(crate) fn group(server: &Server) -> Group {
     let mut groups = discover(&here(server.port)).unwrap();
     assert_eq!(groups.len(), 1);
     groups.remove(0)
+}
+
+/// Workers that were just started have yet to reach their event loops, on a busy machine later than on
+/// an idle one: looks at the server's group until `see` sees what is expected, or for long enough.
+pub(crate) fn eventually<T: PartialEq + Debug>(
+    server: &Server,
+    expected: &T,
+    see: impl Fn(&Group) -> T,
+) {
+    let mut seen = see(&group(server));
+    for _ in 0..100 {
+        if seen == *expected {
+            return;
+        }
+        std::thread::sleep(Duration::from_millis(50));
+        seen = see(&group(server));
+    }
+    assert_eq!(seen, *expected);
+}
+
+/// Process, thread, evidence and CPUs of the workers of each listener; the reason where unknown.
+pub(crate) type Seen = Vec<Result<Vec<(Pid, Option<Pid>, Evidence, String)>, String>>;
+
+/// Who serves each listener.
+pub(crate) fn workers(group: &Group) -> Seen {
+    let of = |listener: &Listener| match &listener.served {
+        Served::Unknown(reason) => Err(reason.clone()),
+        Served::By(workers) => Ok(workers
+            .iter()
+            .map(|it| (it.pid, it.tid, it.evidence, it.cpus.to_string()))
+            .collect()),
+    };
+    group.listeners.iter().map(of).collect()
 }
 
 /// TCP listeners on `port` in this namespace.

@@ -14,7 +14,7 @@ fn thread(tid: Pid, cpu: Cpu, epfds: &[i32], accepts: &[u64]) -> Thread {
         cpus: CpuSet::from([cpu]),
         on: accepts.iter().map(|&inode| (inode, Evidence::Accepting)).collect(),
         epfds: epfds.to_vec(),
-        supervising: false,
+        ..Thread::default()
     }
 }
 
