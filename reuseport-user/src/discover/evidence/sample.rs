@@ -16,12 +16,12 @@ use crate::model::{CpuSet, Evidence, Pid};
 
 /// Longest that busy threads are watched, for all processes together. Arbitrary: short for a user
 /// who waits, long for a thread that serves one request.
-const PATIENCE: Duration = Duration::from_millis(80);
+const PATIENCE: Duration = Duration::from_millis(100);
 /// Looks that must find a process blocked elsewhere before it is given up: the parent of a family that
 /// sleeps in `select` on a pipe (gunicorn's) is, for good.
-const GIVE_UP: usize = 4;
-/// Pause between looks.
-const PAUSE: Duration = Duration::from_millis(5);
+const GIVE_UP: usize = 40;
+/// Pause between looks. A saturated event loop sleeps rarely and briefly: many short looks find it.
+const PAUSE: Duration = Duration::from_micros(500);
 
 /// A thread and what it was seen waiting for.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
