@@ -19,6 +19,8 @@ mod toolchain;
 
 use toolchain::Toolchain;
 
+const REMEDY: &str = "run `cargo xtask build-ebpf` and commit the result";
+
 const OBJECTS: [&str; 1] = ["steer"];
 
 /// What the objects are made from, relative to the root.
@@ -62,7 +64,6 @@ fn build(sources: &str) -> Result<()> {
 fn check(sources: &str) -> Result<()> {
     let lock = read_lock()?;
     let locked = |key: &str| lock.get(key).with_context(|| format!("objects.lock has no `{key}`"));
-    const REMEDY: &str = "run `cargo xtask build-ebpf` and commit the result";
     ensure!(
         locked("sources")? == sources,
         "the BPF sources are not those that the committed objects were made from: {REMEDY}"
@@ -107,9 +108,13 @@ fn file_name(object: &str) -> String {
 }
 
 fn sha256(bytes: &[u8]) -> String {
-    Sha256::digest(bytes).iter().fold(String::new(), |mut hex, byte| {
-        let _infallible = write!(hex, "{byte:02x}");
-        hex
+    hex(&Sha256::digest(bytes))
+}
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().fold(String::new(), |mut text, byte| {
+        let _infallible = write!(text, "{byte:02x}");
+        text
     })
 }
 
@@ -141,7 +146,7 @@ fn hash_sources() -> Result<String> {
         hash.update(format!("{name}\0{}\0", content.len()));
         hash.update(content);
     }
-    Ok(hash.finalize().iter().map(|byte| format!("{byte:02x}")).collect())
+    Ok(hex(&hash.finalize()))
 }
 
 fn list_files(path: &Path, files: &mut Vec<PathBuf>) -> Result<()> {

@@ -1,6 +1,6 @@
 //! The sockarray: slot to socket.
 
-use std::os::fd::{AsFd, AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use aya::maps::{Map, MapData, MapInfo, MapType};
 

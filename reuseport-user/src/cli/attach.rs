@@ -16,6 +16,7 @@ use crate::steer::{AttachOptions, AttachReport, attach};
 /// CPU's connections to the worker that runs there or nearest. No connection is lost by it. Run it
 /// again after workers came, went or moved: the new plan is switched in without a gap.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "one per flag")]
 #[command(after_long_help = "\
 Examples:
   reuseport-steer attach --port 6432

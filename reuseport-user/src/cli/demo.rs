@@ -39,7 +39,7 @@ pub(super) struct Args {
 }
 
 fn seconds(text: &str) -> Result<f64, String> {
-    let seconds: f64 = text.parse().map_err(|_| "expected a number of seconds".to_owned())?;
+    let seconds: f64 = text.parse().unwrap_or(f64::NAN);
     if seconds.is_finite() && seconds > 0.0 && seconds < 1e6 {
         Ok(seconds)
     } else {

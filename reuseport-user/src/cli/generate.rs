@@ -37,16 +37,12 @@ pub(super) fn completions(args: &CompletionsArgs, mut command: Command) -> Resul
 }
 
 pub(super) fn man(args: &ManArgs, command: Command) -> Result<()> {
-    match &args.directory {
-        Some(directory) => {
-            fs::create_dir_all(directory).with_context(|| format!("{}", directory.display()))?;
-            clap_mangen::generate_to(command, directory)
-                .with_context(|| format!("write manual pages into {}", directory.display()))
-        }
-        None => {
-            let mut text = Vec::new();
-            clap_mangen::Man::new(command).render(&mut text)?;
-            Ok(super::stdout().write_all(&text)?)
-        }
+    if let Some(directory) = &args.directory {
+        fs::create_dir_all(directory).with_context(|| format!("{}", directory.display()))?;
+        return clap_mangen::generate_to(command, directory)
+            .with_context(|| format!("write manual pages into {}", directory.display()));
     }
+    let mut text = Vec::new();
+    clap_mangen::Man::new(command).render(&mut text)?;
+    Ok(super::stdout().write_all(&text)?)
 }

@@ -6,7 +6,7 @@ use anstyle::{AnsiColor, Style};
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::model::Served;
+use crate::model::{Served, Worker};
 use crate::steer::Notice;
 
 /// Headings.
@@ -54,20 +54,11 @@ pub(super) fn notices(out: &mut impl Write, notices: &[Notice]) -> io::Result<()
 pub(super) fn served(served: &Served) -> String {
     match served {
         Served::By(workers) => {
-            let mut names: Vec<_> = workers
-                .iter()
-                .map(|it| match it.tid {
-                    Some(tid) => format!("{} {}/{tid}", it.name, it.pid),
-                    None => format!("{} {}", it.name, it.pid),
-                })
-                .collect();
-            let more = names.len().saturating_sub(3);
-            names.truncate(3);
-            let mut text = names.join(", ");
-            if more > 0 {
-                text += &format!(" and {more} more");
-            }
-            text
+            let name = |it: &Worker| match it.tid {
+                Some(tid) => format!("{} {}/{tid}", it.name, it.pid),
+                None => format!("{} {}", it.name, it.pid),
+            };
+            few(workers.iter().map(name), 3)
         }
         Served::Unknown(_) => "unknown".to_owned(),
     }
@@ -96,14 +87,16 @@ pub(super) fn percent(part: u64, whole: u64) -> String {
     format!("{shown:.2} %")
 }
 
-/// `0, 1, 2`.
+/// `0, 1, 2`; a dash for none.
 pub(super) fn list(slots: &[u32]) -> String {
-    let most = 8;
-    let mut text = slots.iter().take(most).map(u32::to_string).collect::<Vec<_>>().join(", ");
-    if slots.len() > most {
-        text += &format!(" and {} more", slots.len() - most);
-    }
-    if text.is_empty() { "-".to_owned() } else { text }
+    if slots.is_empty() { "-".to_owned() } else { few(slots.iter().map(u32::to_string), 8) }
+}
+
+/// The first `most`, and how many more there are.
+fn few(words: impl ExactSizeIterator<Item = String>, most: usize) -> String {
+    let more = words.len().saturating_sub(most);
+    let text = words.take(most).collect::<Vec<_>>().join(", ");
+    if more == 0 { text } else { format!("{text} and {more} more") }
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! `detach`: gives a group back to the kernel's hash. Idempotent, and never what is not ours.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use serde::Serialize;
 
@@ -158,7 +158,7 @@ pub(super) fn clear_dead(
     Ok(reports)
 }
 
-fn names_port(directory: &PathBuf, target: &Target) -> bool {
+fn names_port(directory: &Path, target: &Target) -> bool {
     let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
     let protocol = target.protocol.to_string();
     name.strip_prefix(&protocol)

@@ -7,6 +7,7 @@ pub mod attach;
 pub mod detach;
 mod error;
 mod fill;
+mod fit;
 mod ownership;
 mod pin_workers;
 pub mod status;
