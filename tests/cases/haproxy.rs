@@ -11,6 +11,7 @@ use reuseport_tests::netns::Netns;
 use reuseport_tests::observe::{allowed, threads};
 use reuseport_tests::servers::Haproxy;
 use reuseport_tests::steer::{Attached, Steer};
+use reuseport_tests::sys::pin;
 use reuseport_tests::{cpus, require};
 
 const PORT: u16 = 8080;
@@ -48,21 +49,27 @@ fn assert_mapped(haproxy: &Haproxy, attached: &Attached) {
 fn every_request_is_served_by_the_thread_on_the_cpu_that_received_it() {
     require::cpus(2);
     scene(|netns| {
-        // The first thread on the last CPU: a mapping by order alone would be wrong.
-        let mut reversed = cpus();
-        reversed.reverse();
-        let haproxy = Haproxy::start(netns, PORT, &reversed);
+        let haproxy = Haproxy::start(netns, PORT, &cpus());
+        let bound: Vec<_> = threads(haproxy.pid()).into_iter().flat_map(allowed).collect();
+        assert_eq!(bound, cpus(), "cpu-map binds a thread to each CPU");
         let hashed = requests(netns, 50);
         let number = numbers(&haproxy);
         assert!(hashed.locality(|cpu| number[&cpu].clone()) < 0.9, "{hashed}");
         let steer = Steer::new(netns, PORT);
         assert_mapped(&haproxy, &steer.attach(&[]));
         requests(netns, 200).assert_local(|cpu| number[&cpu].clone());
+        // The other way round: a mapping by order alone would be wrong now.
+        for (tid, &cpu) in threads(haproxy.pid()).into_iter().zip(cpus().iter().rev()) {
+            pin(tid as i32, &[cpu]).expect("bind a thread");
+        }
+        let number = numbers(&haproxy);
+        assert_mapped(&haproxy, &steer.attach(&[]));
+        requests(netns, 200).assert_local(|cpu| number[&cpu].clone());
         steer.detach();
 
         // Threads that are busy: found all the same, or refused with the way out.
         let load = Load::start(netns, &target(), &cpus(), 4);
-        let order: Vec<_> = reversed.iter().map(u32::to_string).collect();
+        let order: Vec<_> = cpus().iter().rev().map(u32::to_string).collect();
         let (mut found, mut refused) = (0, 0);
         for _ in 0..10 {
             load.advance(50);
@@ -78,10 +85,9 @@ fn every_request_is_served_by_the_thread_on_the_cpu_that_received_it() {
         }
         println!("under load the threads were found {found} times and refused {refused} times");
         steer.attach(&["--order", &order.join(",")]);
-        drop(load.take());
-        load.advance(200);
         let tally = load.stop();
-        println!("with --order: {tally}");
+        println!("across all of it: {tally}");
+        assert_eq!(tally.failed(), 0, "{tally}");
         requests(netns, 100).assert_local(|cpu| number[&cpu].clone());
     });
 }

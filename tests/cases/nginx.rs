@@ -91,13 +91,21 @@ fn every_request_is_served_on_the_cpu_that_received_it_also_after_reloads() {
             assert_eq!(again.slots().len(), workers);
             assert_local(&nginx, &requests(netns, 100));
         }
+        // What is left of a steered group is followed, too.
         nginx.resize(1);
+        let alone = steer.attach(&[]);
+        assert!(alone.in_place());
+        assert_mapped(&nginx, &alone);
+        let problems = &steer.status()["problems"];
+        assert!(!problems.to_string().contains("empty slots"), "{problems:#}");
+        load.advance(100);
+        nginx.resize(2);
+        let again = steer.attach(&[]);
+        assert_mapped(&nginx, &again);
         load.advance(100);
         let tally = load.stop();
-        println!("2 -> 3 -> 2 -> 1 workers under load: {tally}");
+        println!("2 -> 3 -> 2 -> 1 -> 2 workers under load: {tally}");
         assert_eq!(tally.failed(), 0, "{tally}");
-        let outcome = steer.run("attach", &[]);
-        println!("attach with one worker: {outcome}");
         assert_local(&nginx, &requests(netns, 100));
     });
 }

@@ -24,9 +24,11 @@ impl<'a> Steer<'a> {
 
     /// A run of `verb --port PORT args...`.
     pub fn run(&self, verb: &str, args: &[&str]) -> Outcome {
-        let port = self.port.to_string();
-        let all = [verb, "--port", port.as_str()].into_iter().chain(args.iter().copied());
-        Cli::new(all).netns(self.netns).run()
+        // Named: somebody else on this machine may listen on the same port.
+        let (port, netns) = (self.port.to_string(), self.netns.path());
+        let netns = netns.to_str().expect("a path of ours is text");
+        let target = [verb, "--port", port.as_str(), "--netns", netns];
+        Cli::new(target.into_iter().chain(args.iter().copied())).netns(self.netns).run()
     }
 
     /// Attaches to the one group that there is.
