@@ -204,19 +204,27 @@ fn a_rolling_restart_loses_only_what_was_accepted() {
         let rounds = 4;
         for round in 0..rounds {
             let victim = round % bouncers.len();
-            let cpu = allowed(bouncers[victim].pid())[0];
-            let (inode, slot) = steer.attach(&[]).of_process(bouncers[victim].pid());
+            let (old, cpu) = (bouncers[victim].pid(), allowed(bouncers[victim].pid())[0]);
+            let (inode, slot) = steer.attach(&[]).of_process(old);
+            let index = (bouncers.len() + round) as u32;
+            let start = || PgBouncer::start(netns, &postgres, index, PORT, Some(cpu));
+            // The new one first, or the old one's end first.
+            let overlapping = (round >= bouncers.len()).then(&start);
+            if let Some(new) = &overlapping {
+                assert_ne!(steer.attach(&[]).of_process(new.pid()).1, slot, "a seat of its own");
+                load.advance(50);
+            }
             bouncers[victim].signal(libc::SIGTERM);
             let gone = eventually(Duration::from_secs(10), || holders(inode).is_empty());
             assert!(gone, "{:?} hold the listener of a PgBouncer that ended", holders(inode));
             // The others take its connections.
             load.advance(50);
-            let index = (bouncers.len() + round) as u32;
-            bouncers[victim] = PgBouncer::start(netns, &postgres, index, PORT, Some(cpu));
+            let alone = overlapping.is_none();
+            bouncers[victim] = overlapping.unwrap_or_else(start);
             let attached = steer.attach(&[]);
             assert!(attached.in_place());
-            let (_, again) = attached.of_process(bouncers[victim].pid());
-            assert_eq!(again, slot, "the free seat is taken again");
+            let seat = attached.of_process(bouncers[victim].pid()).1;
+            assert!(!alone || seat == slot, "the free seat {slot} is taken again, not {seat}");
             load.advance(50);
         }
         let tally = load.stop();

@@ -5,7 +5,7 @@ use reuseport_tests::client::{Failure, Tally, Target, burst, connect};
 use reuseport_tests::leak::scene;
 use reuseport_tests::load::Load;
 use reuseport_tests::netns::Netns;
-use reuseport_tests::observe::{allowed, holders};
+use reuseport_tests::observe::{allowed, holders, threads};
 use reuseport_tests::servers::{Compiled, Gunicorn, Language, Prefork, Program, Sharing};
 use reuseport_tests::steer::Steer;
 use reuseport_tests::worker::{Spec, Worker};
@@ -98,6 +98,43 @@ fn go_and_c_programs() {
             let serving: Vec<_> = workers.iter().map(|&pid| vec![pid]).collect();
             assert_steered(netns, &plain(), &workers, &serving);
         }
+    });
+}
+
+/// Threads that never block cannot be told apart: the command says so, and takes the user's word.
+#[test]
+fn threads_that_spin_are_refused_until_they_are_named() {
+    const NOT_STEERABLE: i32 = 4;
+    require::cpus(2);
+    scene(|netns| {
+        let program = Program::build(Language::Spinning);
+        // The first listener is the last CPU's.
+        let order: Vec<_> = cpus().into_iter().rev().collect();
+        let server = Compiled::spinning(netns, &program, PORT, &order);
+        let tids = threads(server.pid());
+        let bound = || tids.iter().zip(&order).all(|(&tid, &cpu)| allowed(tid) == [cpu]);
+        assert!(eventually(Duration::from_secs(5), bound), "threads are made in order");
+        let local = |cpu| {
+            let place = order.iter().position(|&it| it == cpu).expect("a thread for each CPU");
+            tids[place].to_string()
+        };
+        let steer = Steer::new(netns, PORT);
+        let refused = steer.run("attach", &[]);
+        refused.fails(NOT_STEERABLE).says("--worker").says("--order").says("busy");
+        // Refused means untouched.
+        assert_eq!(steer.status()["steering"], serde_json::Value::Null);
+
+        let list: Vec<_> = order.iter().map(u32::to_string).collect();
+        steer.attach(&["--order", &list.join(",")]);
+        exchanges(netns, &plain(), 30).assert_local(local);
+        steer.detach();
+        let name = |(tid, cpu)| format!("--worker={}/{tid}={cpu}", server.pid());
+        let named: Vec<_> = tids.iter().zip(&order).map(name).collect();
+        let named: Vec<_> = named.iter().map(String::as_str).collect();
+        let attached = steer.attach(&named);
+        let expected: Vec<_> = tids.iter().map(|&tid| vec![(server.pid(), Some(tid))]).collect();
+        assert_eq!(attached.workers(), expected);
+        exchanges(netns, &plain(), 30).assert_local(local);
     });
 }
 

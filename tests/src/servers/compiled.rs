@@ -1,6 +1,7 @@
 //! Servers of a few lines in C and Go, compiled by the test: one process and one listener each.
 
 use std::path::PathBuf;
+use std::process::Command;
 
 use crate::netns::Netns;
 use crate::process::{self, must};
@@ -14,6 +15,8 @@ pub enum Language {
     C,
     /// Goroutines on threads of the runtime's choice; epoll.
     Go,
+    /// C again, with a listener and a thread for each CPU that polls it without ever blocking.
+    Spinning,
 }
 
 /// A compiled server; goes with its files.
@@ -27,12 +30,8 @@ impl Program {
     pub fn build(language: Language) -> Self {
         let home = Home::new(None);
         let mut compiler = match language {
-            Language::C => {
-                let source = home.write("textbook.c", include_str!("textbook.c"));
-                let mut gcc = process::command("gcc");
-                gcc.args(["-O2", "-Wall", "-Werror", "-o", "server"]).arg(source);
-                gcc
-            }
+            Language::C => gcc(&home, include_str!("textbook.c")),
+            Language::Spinning => gcc(&home, include_str!("spinning.c")),
             Language::Go => {
                 let source = home.write("plain.go", include_str!("plain.go"));
                 let mut go = process::command("go");
@@ -52,7 +51,14 @@ impl Program {
     }
 }
 
-/// A running one; it answers with its pid.
+fn gcc(home: &Home, text: &str) -> Command {
+    let source = home.write("server.c", text);
+    let mut gcc = process::command("gcc");
+    gcc.args(["-O2", "-pthread", "-Wall", "-Werror", "-o", "server"]).arg(source);
+    gcc
+}
+
+/// A running one; it answers with its pid, unless told otherwise.
 #[derive(Debug)]
 pub struct Compiled {
     server: Server,
@@ -61,13 +67,25 @@ pub struct Compiled {
 impl Compiled {
     /// Starts it on 0.0.0.0:`port` in `netns`, all its threads bound to `cpu`.
     pub fn start(netns: &Netns, program: &Program, port: u16, cpu: u32) -> Self {
-        let home = Home::new(None);
         let what = Become { cpu: Some(cpu), ..Become::default() };
         let mut command = command(netns, program.path(), what);
         command.arg(port.to_string());
+        Self::run(&mut command)
+    }
+
+    /// Starts a [`Language::Spinning`] one with a thread for each of `cpus`; the thread that served
+    /// answers with its id.
+    pub fn spinning(netns: &Netns, program: &Program, port: u16, cpus: &[u32]) -> Self {
+        let mut command = command(netns, program.path(), Become::default());
+        command.arg(port.to_string()).args(cpus.iter().map(u32::to_string));
+        Self::run(&mut command)
+    }
+
+    fn run(command: &mut Command) -> Self {
+        let home = Home::new(None);
         let log = home.log();
         let ready = |_| std::fs::read_to_string(&log).is_ok_and(|text| text.contains("ready"));
-        let server = Server::start("server", home, &mut command, libc::SIGTERM, ready);
+        let server = Server::start("server", home, command, libc::SIGTERM, ready);
         Self { server }
     }
 
