@@ -15,12 +15,17 @@ use serde_json::Value;
 use crate::netns::Netns;
 use crate::sys;
 
+/// PostgreSQL's start-up message (its length, version 3.0, who to whom) and a query.
+const LOGIN: &str = "\0\0\0\x29\0\x03\0\0user\0postgres\0database\0postgres\0\0\
+                     Q\0\0\0\x18SELECT current_user\0";
+
 /// Where to connect and what to say.
 #[derive(Clone, Debug)]
 pub struct Target {
     /// The server.
     pub address: SocketAddr,
-    /// Sent after connecting; the reply is read to the server's close.
+    /// Sent after connecting; the reply is read to the server's close, which PostgreSQL's is asked
+    /// for.
     pub request: &'static str,
     /// For the connection, and again for each read.
     pub timeout: Duration,
@@ -36,6 +41,11 @@ impl Target {
     /// A web server.
     pub fn http(address: &str) -> Self {
         Self { request: "GET / HTTP/1.0\r\nHost: test\r\n\r\n", ..Self::plain(address) }
+    }
+
+    /// PostgreSQL or a PgBouncer: login, `SELECT current_user`, logout.
+    pub fn postgres(address: &str) -> Self {
+        Self { request: LOGIN, ..Self::plain(address) }
     }
 
     /// With another timeout.
@@ -97,11 +107,47 @@ pub fn exchange(target: &Target) -> Result<Reply, Failure> {
     let mut stream = TcpStream::connect_timeout(&target.address, target.timeout)?;
     stream.set_read_timeout(Some(target.timeout))?;
     stream.write_all(target.request.as_bytes())?;
-    let mut text = String::new();
-    stream.read_to_string(&mut text)?;
+    let text = if target.request == LOGIN {
+        current_user(&mut stream)?
+    } else {
+        let mut text = String::new();
+        stream.read_to_string(&mut text)?;
+        text
+    };
     // The server closed first; our reset clears its side, so that no port is ever used up.
     sys::reset_on_close(stream.as_fd())?;
     if text.is_empty() { Err(Failure::Eof) } else { Ok(Reply(text)) }
+}
+
+/// The one value that a PostgreSQL server answers to [`LOGIN`].
+fn current_user(stream: &mut TcpStream) -> Result<String, Failure> {
+    const TERMINATE: &[u8] = b"X\0\0\0\x04";
+    let mut answer = None;
+    loop {
+        // A type, and a length that counts itself.
+        let mut head = [0; 5];
+        if let Err(error) = stream.read_exact(&mut head) {
+            let early = error.kind() == ErrorKind::UnexpectedEof;
+            return Err(if early { Failure::Eof } else { error.into() });
+        }
+        let [kind, length @ ..] = head;
+        let length = u32::from_be_bytes(length).saturating_sub(4);
+        let mut body = Vec::new();
+        (&*stream).take(length.into()).read_to_end(&mut body)?;
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        match (kind, answer.take()) {
+            (b'E', _) => return Err(Failure::Other(text(&body).replace('\0', " "))),
+            // One column: a count of two bytes, a length of four, the value.
+            (b'D', _) => answer = Some(text(body.get(6..).unwrap_or_default())),
+            // Ready for a query: after the login without an answer, then with one.
+            (b'Z', Some(answer)) => {
+                stream.write_all(TERMINATE)?;
+                stream.read_to_end(&mut body)?;
+                return Ok(answer);
+            }
+            (_, before) => answer = before,
+        }
+    }
 }
 
 /// One connection from `cpu` in `netns`.

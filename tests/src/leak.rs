@@ -8,6 +8,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::eventually;
+use crate::netns::Netns;
 use crate::process::{MARK, tool};
 use crate::require;
 use crate::turn::Turn;
@@ -44,6 +45,15 @@ impl Baseline {
         let gone: Vec<_> = self.before.difference(&now).collect();
         assert!(same, "left behind: {left:#?}\ntaken away: {gone:#?}");
     }
+}
+
+/// Runs `work` in a namespace of its own, and fails when it leaves anything behind.
+pub fn scene(work: impl FnOnce(&Netns)) {
+    let before = Baseline::take();
+    let netns = Netns::new();
+    work(&netns);
+    drop(netns);
+    before.assert_same();
 }
 
 fn traces() -> BTreeSet<String> {

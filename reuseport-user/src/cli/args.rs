@@ -9,7 +9,7 @@ use reuseport_common::abi::Policy;
 
 use crate::bpf::pins::BPFFS;
 use crate::discover::{NetnsChoice, Target};
-use crate::model::{CpuSet, Pid, Protocol};
+use crate::model::{Cpu, CpuSet, Pid, Protocol};
 use crate::steer::{Settings, Weight};
 
 /// Which groups are meant.
@@ -142,6 +142,22 @@ impl FromStr for Cpus {
     }
 }
 
+/// CPUs in the order given, also more than once: `1,0`, `0-3,0-3`.
+#[derive(Clone, Debug)]
+pub(super) struct CpuOrder(pub(super) Vec<Cpu>);
+
+impl FromStr for CpuOrder {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let mut order = Vec::new();
+        for part in text.split(',') {
+            order.extend(part.parse::<Cpus>()?.0.iter());
+        }
+        Ok(Self(order))
+    }
+}
+
 /// Percent of a normal share.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Percent(u32);
@@ -165,6 +181,16 @@ impl From<&OfWorker<Percent>> for Weight {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn an_order_keeps_its_order() {
+        let order = |text: &str| text.parse::<CpuOrder>().map(|order| order.0);
+        assert_eq!(order("1,0"), Ok(vec![1, 0]));
+        assert_eq!(order("2-3,0,0-1"), Ok(vec![2, 3, 0, 0, 1]));
+        for text in ["", "1,", ",1", "3-1", "a", "-1"] {
+            assert!(order(text).is_err(), "{text:?}");
+        }
+    }
 
     #[test]
     fn workers_are_read_or_refused() {

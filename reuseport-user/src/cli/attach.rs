@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 
-use super::args::{CommonArgs, Cpus, OfWorker, Percent, PolicyArg, TargetArgs};
+use super::args::{CommonArgs, CpuOrder, Cpus, OfWorker, Percent, PolicyArg, TargetArgs};
 use super::output::{BOLD, notices, served, table, to_json};
 use crate::discover::overrides::Overrides;
 use crate::plan::policy_str;
@@ -41,7 +41,7 @@ pub(super) struct Args {
     worker: Vec<OfWorker<Cpus>>,
     /// CPUs of the listeners in order of their creation, where that cannot be seen
     #[arg(long, value_name = "CPUS")]
-    order: Option<Cpus>,
+    order: Option<CpuOrder>,
     /// Pin workers that may run on several CPUs to the one the plan gives them
     #[arg(long)]
     pin: bool,
@@ -61,7 +61,7 @@ impl Args {
         AttachOptions {
             overrides: Overrides {
                 workers,
-                order: self.order.as_ref().map(|cpus| cpus.0.iter().collect()),
+                order: self.order.as_ref().map(|order| order.0.clone()),
             },
             policy: self.policy.into(),
             weights: self.weight.iter().map(Into::into).collect(),

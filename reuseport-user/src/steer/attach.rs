@@ -6,7 +6,7 @@ mod job;
 use reuseport_common::abi::{self, Config, Policy};
 use serde::Serialize;
 
-use crate::bpf::pins::Pinned;
+use crate::bpf::pins::{Pinned, Pins};
 use crate::discover::overrides::Overrides;
 use crate::discover::{Target, discover};
 use crate::model::Group;
@@ -112,7 +112,7 @@ pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> 
     check_weights(&groups, &options.weights)?;
     let topology = Topology::read()?;
     let (groups, alone): (Vec<_>, Vec<_>) =
-        groups.into_iter().partition(|group| group.listeners.len() > 1);
+        groups.into_iter().partition(|group| group.listeners.len() > 1 || shrunk(options, group));
     if groups.is_empty() {
         return Err(explain_alone(&alone));
     }
@@ -134,4 +134,12 @@ pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> 
         }
     }
     Ok(reports)
+}
+
+/// Whether a group of one is what is left of a group that we steer: its plan must follow.
+fn shrunk(options: &AttachOptions, group: &Group) -> bool {
+    let pinned = Pins::at(&options.settings.bpffs).and_then(|pins| pins.open(&group.key));
+    let Ok(Some(pinned)) = pinned else { return false };
+    let seated = pinned.maps.sockets.cookies().unwrap_or_default();
+    group.listeners.iter().any(|listener| seated.contains(&Some(listener.cookie)))
 }

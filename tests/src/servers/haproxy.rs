@@ -12,13 +12,22 @@ pub struct Haproxy {
 }
 
 impl Haproxy {
-    /// Starts it with a thread for each of `cpus`, bound to it, on 0.0.0.0:`port` in `netns`.
+    /// Starts it with a thread for each of `cpus` (ascending, two at least), bound to it, on
+    /// 0.0.0.0:`port` in `netns`.
     pub fn start(netns: &Netns, port: u16, cpus: &[u32]) -> Self {
+        // HAProxy 2.6 takes a line for a single thread (`cpu-map 1/1 0`) and binds nothing.
+        let list: Vec<_> = cpus.iter().map(u32::to_string).collect();
+        let bound = format!("  cpu-map auto:1/1-{} {}", cpus.len(), list.join(" "));
+        Self::start_with(netns, port, cpus.len(), &bound)
+    }
+
+    /// Starts it with `threads` threads that may run anywhere.
+    pub fn start_unbound(netns: &Netns, port: u16, threads: usize) -> Self {
+        Self::start_with(netns, port, threads, "")
+    }
+
+    fn start_with(netns: &Netns, port: u16, threads: usize, bound: &str) -> Self {
         let home = Home::new(None);
-        let threads = cpus.len();
-        let bound: Vec<_> =
-            (1..).zip(cpus).map(|(thread, cpu)| format!("  cpu-map 1/{thread} {cpu}")).collect();
-        let bound = bound.join("\n");
         let configuration = home.write(
             "haproxy.cfg",
             &format!(

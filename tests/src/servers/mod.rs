@@ -15,6 +15,7 @@ use crate::process::{Reaped, children};
 use crate::sys::Become;
 use crate::{eventually, sys};
 
+mod compiled;
 mod gunicorn;
 mod haproxy;
 mod nginx;
@@ -22,6 +23,7 @@ mod pgbouncer;
 pub mod postgres;
 mod prefork;
 
+pub use compiled::{Compiled, Language, Program};
 pub use gunicorn::Gunicorn;
 pub use haproxy::Haproxy;
 pub use nginx::Nginx;

@@ -13,6 +13,7 @@ use crate::sys::Become;
 #[derive(Debug)]
 pub struct Nginx {
     server: Server,
+    port: u16,
     workers: usize,
 }
 
@@ -30,7 +31,7 @@ impl Nginx {
                 && netns.run_in(|| exchange(&target).is_ok())
         };
         let server = Server::start("nginx", home, &mut command, libc::SIGTERM, ready);
-        Self { server, workers }
+        Self { server, port, workers }
     }
 
     /// The master's process id.
@@ -41,6 +42,13 @@ impl Nginx {
     /// The workers' process ids, ascending.
     pub fn workers(&self) -> Vec<u32> {
         self.server.children()
+    }
+
+    /// Changes the number of workers in its configuration, and reloads.
+    pub fn resize(&mut self, workers: usize) {
+        self.workers = workers;
+        configure(&self.server.home, self.port, workers);
+        self.reload();
     }
 
     /// Reloads with as many workers and waits until none of the old ones is left.
