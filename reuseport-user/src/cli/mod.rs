@@ -94,10 +94,23 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let style = anstyle::AnsiColor::Red.on_default().bold();
             let mut stderr = anstream::stderr();
-            let _nowhere_to_say_it = writeln!(stderr, "{style}error:{style:#} {error:#}");
+            let _nowhere_to_say_it = writeln!(stderr, "{style}error:{style:#} {}", message(&error));
             ExitCode::from(exit::code(&error))
         }
     }
+}
+
+/// The error and what caused it, each said once: many an error's own text tells its cause already.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Standard output that keeps colours only where they can be seen.
@@ -112,5 +125,14 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_error_says_each_cause_once() {
+        let cause = || io::Error::from_raw_os_error(2);
+        let told = crate::sys::SyscallError { call: "open", source: cause() };
+        assert_eq!(message(&told.into()), format!("open: {}", cause()));
+        let untold = anyhow::Error::new(cause()).context("read x");
+        assert_eq!(message(&untold), format!("read x: {}", cause()));
     }
 }
