@@ -9,7 +9,7 @@ use reuseport_common::abi::Policy;
 
 use crate::bpf::pins::BPFFS;
 use crate::discover::{NetnsChoice, Target};
-use crate::model::{CpuSet, Pid, Protocol};
+use crate::model::{Cpu, CpuSet, Pid, Protocol};
 use crate::steer::{Settings, Weight};
 
 /// Which groups are meant.
@@ -142,6 +142,20 @@ impl FromStr for Cpus {
     }
 }
 
+/// CPUs in the order they were given, some perhaps twice.
+#[derive(Clone, Debug)]
+pub(super) struct CpuOrder(pub(super) Vec<Cpu>);
+
+impl FromStr for CpuOrder {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let parts = text.split(',').map(|part| part.parse().map(|Cpus(cpus)| cpus));
+        let cpus = parts.collect::<Result<Vec<CpuSet>, String>>()?;
+        Ok(Self(cpus.iter().flat_map(CpuSet::iter).collect()))
+    }
+}
+
 /// Percent of a normal share.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Percent(u32);
@@ -175,6 +189,11 @@ mod tests {
         assert_eq!(Weight::from(&weight), Weight { pid: 7, tid: None, percent: 50 });
         for text in ["", "1", "0=1", "x=1", "1/=1", "1/0=1", "=1", "1=", "1=99999", "1=3-1"] {
             assert!(text.parse::<OfWorker<Cpus>>().is_err(), "{text:?}");
+        }
+        let order: CpuOrder = "3,0-1,3".parse().unwrap();
+        assert_eq!(order.0, [3, 0, 1, 3]);
+        for text in ["", "0,,1", "a", "1-0", "99999"] {
+            assert!(text.parse::<CpuOrder>().is_err(), "{text:?}");
         }
         for text in ["1=-1", "1=a", "1=10001", "1=1.5"] {
             assert!(text.parse::<OfWorker<Percent>>().is_err(), "{text:?}");

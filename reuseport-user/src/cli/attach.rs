@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 
-use super::args::{CommonArgs, Cpus, OfWorker, Percent, PolicyArg, TargetArgs};
+use super::args::{CommonArgs, CpuOrder, Cpus, OfWorker, Percent, PolicyArg, TargetArgs};
 use super::output::{BOLD, notices, served, table, to_json};
 use crate::discover::overrides::Overrides;
 use crate::plan::policy_str;
@@ -40,7 +40,7 @@ pub(super) struct Args {
     worker: Vec<OfWorker<Cpus>>,
     /// CPUs of the listeners in order of their creation, where that cannot be seen
     #[arg(long, value_name = "CPUS")]
-    order: Option<Cpus>,
+    order: Option<CpuOrder>,
     /// Pin workers that may run on several CPUs to the one the plan gives them
     #[arg(long)]
     pin: bool,
@@ -58,10 +58,7 @@ impl Args {
     fn options(&self) -> AttachOptions {
         let workers = self.worker.iter().map(|it| (it.pid, it.tid, it.value.0.clone())).collect();
         AttachOptions {
-            overrides: Overrides {
-                workers,
-                order: self.order.as_ref().map(|cpus| cpus.0.iter().collect()),
-            },
+            overrides: Overrides { workers, order: self.order.as_ref().map(|cpus| cpus.0.clone()) },
             policy: self.policy.into(),
             weights: self.weight.iter().map(Into::into).collect(),
             pin: self.pin,
