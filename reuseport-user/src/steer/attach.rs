@@ -111,9 +111,10 @@ impl InForce {
 /// 5.6 for taking listeners, 5.10 as tested; migration from 5.14.
 pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> {
     let mut groups = discover(&options.target)?;
+    let topology = Topology::read()?;
+    options.overrides.check(&topology.possible())?;
     options.overrides.apply(&mut groups)?;
     check_weights(&groups, &options.weights)?;
-    let topology = Topology::read()?;
     let (groups, alone): (Vec<_>, Vec<_>) =
         groups.into_iter().partition(|group| group.listeners.len() > 1);
     if groups.is_empty() {
@@ -229,7 +230,13 @@ impl Job<'_> {
         let mut object = self.load(sizes)?;
         let attached = ownership::attached(&mut object, &self.group, &self.options.target)?;
         ownership::recover(&pins, &self.group, &attached)?;
-        let ours = ownership::examine(&pins, &self.group, &attached)?;
+        let mut ours = ownership::examine(&pins, &self.group, &attached)?;
+        if let (Attached::Unknown { why }, false) = (&attached, ours.in_force) {
+            ours.notices.push(Notice::new(
+                format!("it could not be seen whether another program was attached: {why}"),
+                "if one was, it is replaced now; run `attach` with that power to be sure",
+            ));
+        }
         ownership::permit(&pins, &self.group, &attached, &ours, self.options.takeover)?;
         if self.fits(&ours)? {
             self.replan(ours, &attached)
