@@ -50,7 +50,9 @@ Exit codes:
   7  somebody else's: a foreign program or map, or another instance at work
 
 Needs CAP_BPF and CAP_SYS_PTRACE; CAP_PERFMON to see whose program is attached; CAP_SYS_ADMIN
-for other network namespaces. Root has them all unless they were taken away.";
+for other network namespaces; CAP_DAC_READ_SEARCH to see which thread of another user's process
+accepts. Root has them all unless they were taken away. Other users also need a BPF file system
+of their own: `mount -t bpf bpf DIR && chown USER DIR`, and --bpffs DIR.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
