@@ -12,7 +12,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::netns::Netns;
-use crate::process;
+use crate::process::{self, must};
 use crate::turn::Turn;
 
 /// The built `reuseport-steer`: `$REUSEPORT_STEER`, else the one beside the test binary.
@@ -42,6 +42,7 @@ pub(crate) fn beside(name: &str) -> PathBuf {
 #[derive(Debug)]
 pub struct Cli<'a> {
     binary: Option<PathBuf>,
+    through: Vec<OsString>,
     args: Vec<OsString>,
     env: Vec<(OsString, OsString)>,
     netns: Option<&'a Netns>,
@@ -57,6 +58,7 @@ impl<'a> Cli<'a> {
         let limit = Duration::from_mins(1);
         Self {
             binary: None,
+            through: Vec::new(),
             args,
             env: Vec::new(),
             netns: None,
@@ -69,6 +71,13 @@ impl<'a> Cli<'a> {
     /// Another program in the command's place.
     pub fn binary(mut self, path: impl Into<PathBuf>) -> Self {
         self.binary = Some(path.into());
+        self
+    }
+
+    /// Started by another command that is given it as its last arguments and becomes it: `unshare
+    /// -U`, or [`crate::hostile::seccomp`]. It runs as root; users and capabilities change after it.
+    pub fn through<A: AsRef<OsStr>>(mut self, command: impl IntoIterator<Item = A>) -> Self {
+        self.through.extend(command.into_iter().map(|arg| arg.as_ref().to_owned()));
         self
     }
 
@@ -110,14 +119,15 @@ impl<'a> Cli<'a> {
         let binary = self.binary.clone().unwrap_or_else(path);
         let reachable = self.uid.map(|_| copy(&binary));
         let binary = reachable.as_ref().map_or(binary, |dir| dir.path().join("reuseport-steer"));
-        let mut command = match self.wrapper() {
-            Some(flags) => {
-                let mut command = self.command("setpriv");
-                command.args(flags).arg("--").arg(binary);
-                command
-            }
-            None => self.command(binary),
-        };
+        let mut words = self.through.clone();
+        if let Some(flags) = self.wrapper() {
+            words.push("setpriv".into());
+            words.extend(flags.into_iter().map(OsString::from));
+            words.push("--".into());
+        }
+        words.push(binary.into());
+        let mut command = self.command(&words[0]);
+        command.args(&words[1..]);
         command.args(&self.args).envs(self.env.iter().map(|(name, value)| (name, value)));
         let (status, stdout, stderr) = process::capture(&mut command, self.limit);
         let outcome = Outcome { args: self.args.clone(), code: None, stdout, stderr };
@@ -156,7 +166,9 @@ impl<'a> Cli<'a> {
 fn copy(binary: &Path) -> tempfile::TempDir {
     let directory = tempfile::tempdir().expect("a temporary directory");
     fs::set_permissions(directory.path(), fs::Permissions::from_mode(0o755)).expect("chmod");
-    fs::copy(binary, directory.path().join("reuseport-steer")).expect("copy the binary");
+    // By another process: a child that a test beside this one forks while we have the copy open for
+    // writing would keep it busy.
+    must(process::command("cp").arg(binary).arg(directory.path().join("reuseport-steer")));
     directory
 }
 

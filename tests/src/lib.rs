@@ -7,7 +7,9 @@
 //! and the message, and [`leak::Baseline`] says what was left.
 
 pub mod binary;
+pub mod bpffs;
 pub mod client;
+pub mod hostile;
 pub mod leak;
 pub mod load;
 pub mod netns;

@@ -2,6 +2,7 @@
 
 use std::error::Error;
 use std::fmt::Write as _;
+use std::fs;
 use std::io;
 
 use aya::EbpfError;
@@ -33,6 +34,15 @@ pub enum BpfError {
         action: String,
         /// The limit in force.
         limit: u64,
+    },
+    /// The kernel has no `bpf(2)`.
+    #[error(
+        "{action}: there is no bpf system call: this kernel is built without CONFIG_BPF_SYSCALL, or a \
+         sandbox (gVisor, a seccomp filter) hides it"
+    )]
+    NoBpf {
+        /// What was asked for.
+        action: String,
     },
     /// The verifier refused a program.
     #[error("the kernel's verifier refuses program `{program}` ({source}):\n{excerpt}")]
@@ -83,18 +93,18 @@ impl BpfError {
     pub(super) fn sort<E: Into<Self>>(action: &str, cap: Cap) -> impl FnOnce(E) -> Self {
         move |error| {
             let error = error.into();
-            let errno = error.errno();
-            if errno != libc::EPERM && errno != libc::EACCES {
-                return error;
-            }
-            let action = action.to_owned();
-            let confinement = Confinement::read();
+            let release = fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
             let limit = crate::sys::caps::memlock_limit();
-            // Newer kernels charge the memory cgroup and never answer EPERM for it.
-            if confinement.has(cap) && limit != u64::MAX && kernel_before(5, 11) {
-                return Self::Memlock { action, limit };
+            let confinement = Confinement::read();
+            match Refusal::of(error.errno(), &confinement, cap, limit, &release) {
+                Refusal::Other => error,
+                Refusal::NoBpf => Self::NoBpf { action: action.to_owned() },
+                Refusal::Memlock => Self::Memlock { action: action.to_owned(), limit },
+                Refusal::Privilege => Self::NotPermitted {
+                    action: action.to_owned(),
+                    reason: confinement.explain(cap),
+                },
             }
-            Self::NotPermitted { action, reason: confinement.explain(cap) }
         }
     }
 
@@ -129,12 +139,38 @@ fn errno(error: &(dyn Error + 'static)) -> i32 {
     0
 }
 
-/// Whether the running kernel is older than `major.minor`; for messages only.
-fn kernel_before(major: u32, minor: u32) -> bool {
-    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap_or_default();
+/// Why `bpf(2)` said no.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Refusal {
+    /// A privilege is missing, or something stronger than privileges.
+    Privilege,
+    /// The memory that a user may lock is used up.
+    Memlock,
+    /// There is no such call.
+    NoBpf,
+    /// Not for want of permission.
+    Other,
+}
+
+impl Refusal {
+    fn of(errno: i32, us: &Confinement, cap: Cap, memlock: u64, release: &str) -> Self {
+        match errno {
+            libc::ENOSYS => Self::NoBpf,
+            // Newer kernels charge the memory cgroup and never answer EPERM for it.
+            libc::EPERM if us.has(cap) && memlock != u64::MAX && is_before(release, (5, 11)) => {
+                Self::Memlock
+            }
+            libc::EPERM | libc::EACCES => Self::Privilege,
+            _ => Self::Other,
+        }
+    }
+}
+
+/// Whether a kernel's release is older than (major, minor); for messages only.
+fn is_before(release: &str, version: (u32, u32)) -> bool {
     let mut numbers = release.split(['.', '-']).map_while(|part| part.trim().parse::<u32>().ok());
     match (numbers.next(), numbers.next()) {
-        (Some(a), Some(b)) => (a, b) < (major, minor),
+        (Some(a), Some(b)) => (a, b) < version,
         _ => false,
     }
 }
@@ -165,6 +201,31 @@ mod tests {
         assert!(text.starts_with("line 1\n") && text.ends_with("line 50"));
         assert!(text.contains("38 lines left out") && !text.contains("line 20\n"));
         assert_eq!(excerpt("a\n\nb\n"), "a\nb");
+    }
+
+    #[test]
+    fn refusals_are_told_apart() {
+        let bpf = Confinement { effective: 1 << 39, ..Confinement::default() };
+        let none = Confinement::default();
+        let (limited, unlimited) = (65536, u64::MAX);
+        for (errno, us, limit, release, expected) in [
+            (libc::EPERM, bpf, limited, "5.10.0-28-amd64", Refusal::Memlock),
+            (libc::EPERM, bpf, limited, "4.19.1", Refusal::Memlock),
+            (libc::EPERM, bpf, unlimited, "5.10.0-28-amd64", Refusal::Privilege),
+            (libc::EPERM, bpf, limited, "5.11.0", Refusal::Privilege),
+            (libc::EPERM, bpf, limited, "6.18.44", Refusal::Privilege),
+            (libc::EPERM, bpf, limited, "", Refusal::Privilege),
+            (libc::EPERM, none, limited, "5.10.0", Refusal::Privilege),
+            (libc::EACCES, bpf, limited, "5.10.0", Refusal::Privilege),
+            (libc::ENOSYS, none, limited, "5.10.0", Refusal::NoBpf),
+            (libc::EBUSY, none, limited, "5.10.0", Refusal::Other),
+            (0, none, limited, "5.10.0", Refusal::Other),
+        ] {
+            let refusal = Refusal::of(errno, &us, Cap::Bpf, limit, release);
+            assert_eq!(refusal, expected, "{errno} {us:?} {limit} {release}");
+        }
+        let text = BpfError::Memlock { action: "create".to_owned(), limit: 65536 }.to_string();
+        assert!(text.contains("RLIMIT_MEMLOCK of 65536 bytes") && text.contains("ulimit -l"));
     }
 
     #[test]

@@ -39,6 +39,10 @@ pub fn fingerprint() -> u64 {
 impl Object {
     /// Creates the maps.
     pub fn load(options: &LoadOptions) -> Result<Self, BpfError> {
+        Self::load_from(reuseport_ebpf::STEER, options)
+    }
+
+    fn load_from(bytes: &[u8], options: &LoadOptions) -> Result<Self, BpfError> {
         let offsets = btf::offsets();
         let values = offsets.as_ref().copied().unwrap_or_default();
         // 0xff and up would be "everything"; zero is below every level, so the records are dead
@@ -59,9 +63,7 @@ impl Object {
         if options.verifier_log {
             loader.verifier_log_level(VerifierLogLevel::VERBOSE | VerifierLogLevel::STATS);
         }
-        let ebpf = loader
-            .load(reuseport_ebpf::STEER)
-            .map_err(BpfError::sort("create the BPF maps", Cap::Bpf))?;
+        let ebpf = loader.load(bytes).map_err(BpfError::sort("create the BPF maps", Cap::Bpf))?;
         let offsets = offsets.map(drop);
         Ok(Self { ebpf, offsets, verifier_log: options.verifier_log })
     }
@@ -131,5 +133,42 @@ impl Object {
     {
         let missing = || BpfError::Shape(format!("the object has no program {name}"));
         Ok(self.ebpf.program_mut(name).ok_or_else(missing)?.try_into()?)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The migrating program under the other one's attach type: there the kernel refuses its look at
+    /// `migrating_sk`, as one before 5.14 does.
+    fn refused(verifier_log: bool) -> String {
+        let (before, after) = (b"sk_reuseport/migrate\0", b"sk_reuseport\0migrate\0");
+        let mut bytes = reuseport_ebpf::STEER.to_vec();
+        let places: Vec<_> =
+            (0..bytes.len()).filter(|&at| bytes[at..].starts_with(before)).collect();
+        assert!(!places.is_empty(), "the object has no such section");
+        for at in places {
+            bytes[at..at + after.len()].copy_from_slice(after);
+        }
+        let sizes = Sizes::for_group(1, 1);
+        let options = LoadOptions { sizes, port: 1, log: false, verifier_log };
+        let mut object = Object::load_from(&bytes, &options).unwrap();
+        let error = object.load_program(abi::PROGRAM_SELECT_OR_MIGRATE).unwrap_err();
+        assert!(matches!(error, BpfError::Verifier { .. }), "{error}");
+        // The probe falls back on it.
+        assert!(!object.load_steering().unwrap());
+        error.to_string()
+    }
+
+    #[test]
+    fn a_refusal_of_the_verifier_shows_both_ends_of_its_log() {
+        let text = refused(false);
+        assert!(text.contains("verifier refuses program `select_or_migrate`"), "{text}");
+        assert!(text.contains("invalid bpf_context access"), "{text}");
+        let whole = refused(true);
+        assert!(whole.contains("invalid bpf_context access"), "{whole}");
+        assert!(!whole.contains("lines left out"), "{whole}");
+        assert!(whole.len() > text.len(), "{whole}\nis not more than\n{text}");
     }
 }

@@ -184,6 +184,15 @@ impl Pins {
         if !meta.is_dir() {
             return Err(PinsError::NotDirectory { path: self.base });
         }
+        // Found out now, not between taking a program off and removing its pins.
+        match bpffs::is_read_only(&self.base) {
+            Ok(false) => {}
+            Ok(true) => {
+                let source = io::Error::from_raw_os_error(libc::EROFS);
+                return Err(io_error("change", &self.base)(source));
+            }
+            Err(error) => return Err(io_error("look at", &self.base)(error.source)),
+        }
         let expected = crate::sys::caps::Confinement::read().uid;
         let mode = meta.permissions().mode() & 0o7777;
         if mode & 0o022 != 0 || (meta.uid() != expected && meta.uid() != 0) {

@@ -202,6 +202,11 @@ mod tests {
         for text in ["", "1", "0=1", "x=1", "1/=1", "1/0=1", "=1", "1=", "1=99999", "1=3-1"] {
             assert!(text.parse::<OfWorker<Cpus>>().is_err(), "{text:?}");
         }
+        let order: CpuOrder = "3,0-1,3".parse().unwrap();
+        assert_eq!(order.0, [3, 0, 1, 3]);
+        for text in ["", "0,,1", "a", "1-0", "99999"] {
+            assert!(text.parse::<CpuOrder>().is_err(), "{text:?}");
+        }
         for text in ["1=-1", "1=a", "1=10001", "1=1.5"] {
             assert!(text.parse::<OfWorker<Percent>>().is_err(), "{text:?}");
         }

@@ -59,10 +59,7 @@ impl Args {
     fn options(&self) -> AttachOptions {
         let workers = self.worker.iter().map(|it| (it.pid, it.tid, it.value.0.clone())).collect();
         AttachOptions {
-            overrides: Overrides {
-                workers,
-                order: self.order.as_ref().map(|order| order.0.clone()),
-            },
+            overrides: Overrides { workers, order: self.order.as_ref().map(|cpus| cpus.0.clone()) },
             policy: self.policy.into(),
             weights: self.weight.iter().map(Into::into).collect(),
             pin: self.pin,

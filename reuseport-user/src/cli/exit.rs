@@ -55,6 +55,7 @@ fn discover(error: &DiscoverError) -> u8 {
         | DiscoverError::Ambiguous { .. }
         | DiscoverError::AddressNotFound { .. }
         | DiscoverError::NoProcess(_)
+        | DiscoverError::NotNetns { .. }
         | DiscoverError::EnterNetns(NetnsError::NotNetns(_)) => NOT_FOUND,
         DiscoverError::OpenNetns { source, .. } => match source.kind() {
             io::ErrorKind::PermissionDenied => NOT_PERMITTED,

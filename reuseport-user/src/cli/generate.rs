@@ -43,6 +43,8 @@ pub(super) fn man(args: &ManArgs, command: Command) -> Result<()> {
             .with_context(|| format!("write manual pages into {}", directory.display()));
     }
     let mut text = Vec::new();
+    // As the page in a directory has it.
+    let command = command.disable_help_subcommand(true);
     clap_mangen::Man::new(command).render(&mut text)?;
     Ok(super::stdout().write_all(&text)?)
 }

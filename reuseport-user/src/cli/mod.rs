@@ -50,7 +50,9 @@ Exit codes:
   7  somebody else's: a foreign program or map, or another instance at work
 
 Needs CAP_BPF and CAP_SYS_PTRACE; CAP_PERFMON to see whose program is attached; CAP_SYS_ADMIN
-for other network namespaces. Root has them all unless they were taken away.";
+for other network namespaces; CAP_DAC_READ_SEARCH to see which thread of another user's process
+accepts. Root has them all unless they were taken away. Other users also need a BPF file system
+of their own: `mount -t bpf bpf DIR && chown USER DIR`, and --bpffs DIR.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -94,10 +96,23 @@ pub fn main() -> ExitCode {
         Err(error) => {
             let style = anstyle::AnsiColor::Red.on_default().bold();
             let mut stderr = anstream::stderr();
-            let _nowhere_to_say_it = writeln!(stderr, "{style}error:{style:#} {error:#}");
+            let _nowhere_to_say_it = writeln!(stderr, "{style}error:{style:#} {}", message(&error));
             ExitCode::from(exit::code(&error))
         }
     }
+}
+
+/// The error and what caused it, each said once: many an error's own text tells its cause already.
+fn message(error: &anyhow::Error) -> String {
+    let mut text = String::new();
+    for cause in error.chain().map(ToString::to_string) {
+        if text.is_empty() {
+            text = cause;
+        } else if !text.contains(&cause) {
+            text = format!("{text}: {cause}");
+        }
+    }
+    text
 }
 
 /// Standard output that keeps colours only where they can be seen.
@@ -112,5 +127,14 @@ mod tests {
     #[test]
     fn the_command_line_is_well_formed() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn an_error_says_each_cause_once() {
+        let cause = || io::Error::from_raw_os_error(2);
+        let told = crate::sys::SyscallError { call: "open", source: cause() };
+        assert_eq!(message(&told.into()), format!("open: {}", cause()));
+        let untold = anyhow::Error::new(cause()).context("read x");
+        assert_eq!(message(&untold), format!("read x: {}", cause()));
     }
 }

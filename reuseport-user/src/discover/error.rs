@@ -103,6 +103,15 @@ pub enum DiscoverError {
         #[source]
         source: io::Error,
     },
+    /// The file that was given is not one's.
+    #[error(
+        "{path} is not a network namespace: --netns takes a file such as /run/netns/NAME or \
+         /proc/PID/ns/net", path = path.display()
+    )]
+    NotNetns {
+        /// The file.
+        path: PathBuf,
+    },
     /// No such process.
     #[error("there is no process {0} (--pid takes a process id as this namespace sees it)")]
     NoProcess(Pid),

@@ -25,6 +25,7 @@ pub use target::{NetnsChoice, Target};
 use self::namespaces::{Found, Place};
 use self::sock_diag::{Kind, Socket};
 use crate::model::{Group, GroupKey, Holder, Listener, Netns, Protocol, Served};
+use crate::sys::caps::{Cap, Confinement};
 
 /// Finds the groups that `target` means, their listeners, and who serves them.
 ///
@@ -81,10 +82,8 @@ fn refuse_multipath(place: &mut Place, sockets: &[Socket], port: u16) -> Result<
 /// Why a listener has no holder that we can see.
 fn why_unheld(unreadable: usize) -> String {
     if unreadable > 0 {
-        format!(
-            "{unreadable} processes do not let us see what they have open; CAP_SYS_PTRACE is missing \
-             (being uid 0 without it does not help)"
-        )
+        let obstacle = Confinement::read().explain(Cap::SysPtrace);
+        format!("{unreadable} processes do not let us see what they have open; {obstacle}")
     } else {
         "its process is in another pid namespace (share it: shareProcessNamespace, hostPID), \
          hidden by /proc's hidepid, or just ended"

@@ -88,7 +88,13 @@ pub(crate) fn find(target: &Target) -> Result<Found, DiscoverError> {
             only(place, target, &format!("the network namespace of process {pid}"))
         }
         NetnsChoice::Path(path) => {
-            only(Place::open(path, None)?, target, &format!("network namespace {}", path.display()))
+            let looked = format!("network namespace {}", path.display());
+            only(Place::open(path, None)?, target, &looked).map_err(|error| match error {
+                DiscoverError::EnterNetns(NetnsError::NotNetns(_)) => {
+                    DiscoverError::NotNetns { path: path.clone() }
+                }
+                error => error,
+            })
         }
         NetnsChoice::Auto => search(target),
     }

@@ -26,6 +26,14 @@ pub enum OverrideError {
         /// Processes that hold listeners.
         holders: String,
     },
+    /// No such CPU, and there never will be.
+    #[error("there is no CPU {cpu} on this machine: --worker and --order take some of {possible}")]
+    NoSuchCpu {
+        /// As it was given.
+        cpu: Cpu,
+        /// CPUs that may be online at some time.
+        possible: CpuSet,
+    },
     /// More CPUs than listeners.
     #[error("--order names {cpus} CPUs, but the largest group has {listeners} listeners")]
     OrderTooLong {
@@ -40,6 +48,16 @@ impl Overrides {
     /// Whether there are none.
     pub fn is_empty(&self) -> bool {
         self.workers.is_empty() && self.order.is_none()
+    }
+
+    /// Refuses CPUs that are not among the `possible` ones; those that are only offline may be meant.
+    pub fn check(&self, possible: &CpuSet) -> Result<(), OverrideError> {
+        let told = self.workers.iter().flat_map(|(.., cpus)| cpus.iter());
+        let mut all = told.chain(self.order.iter().flatten().copied());
+        match all.find(|&cpu| !possible.contains(cpu)) {
+            Some(cpu) => Err(OverrideError::NoSuchCpu { cpu, possible: possible.clone() }),
+            None => Ok(()),
+        }
     }
 
     /// Changes `served` of the listeners that the overrides speak of; changes nothing on error.

@@ -11,6 +11,8 @@ use crate::model::{CpuSet, Holder, Pid};
 use crate::sys::procfd::Scanner;
 use crate::sys::sched;
 
+mod fdinfo;
+
 /// Ids of all visible processes, ascending.
 pub(crate) fn pids() -> Vec<Pid> {
     numbers("/proc")
@@ -95,7 +97,12 @@ impl Open {
 
 /// Everything of interest that a process has open.
 pub(crate) fn open_files(pid: Pid) -> Result<Vec<(i32, Open)>, io::Error> {
-    let directory = File::open(format!("/proc/{pid}/fd"))?;
+    let directory = match File::open(format!("/proc/{pid}/fd")) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            return fdinfo::open_files(pid);
+        }
+        directory => directory?,
+    };
     let mut found = Vec::new();
     Scanner::default()
         .scan(&directory, |fd, link| found.extend(Open::from_link(link).map(|open| (fd, open))))
@@ -154,7 +161,27 @@ pub(crate) fn holders(inodes: &[u64]) -> Holders {
 
 /// Adds what one process holds.
 fn scan_process(pid: Pid, inodes: &[u64], scanner: &mut Scanner, found: &mut Holders) {
-    let scanned = File::open(format!("/proc/{pid}/fd")).and_then(|directory| {
+    let directory = match File::open(format!("/proc/{pid}/fd")) {
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+            match fdinfo::open_files(pid) {
+                Ok(files) => {
+                    for (fd, open) in files {
+                        let Open::Socket(inode) = open else { continue };
+                        if inodes.binary_search(&inode).is_ok() {
+                            found.by_inode.entry(inode).or_default().push(Holder { pid, fd });
+                        }
+                    }
+                }
+                Err(error) if error.kind() == io::ErrorKind::PermissionDenied => {
+                    found.unreadable += 1;
+                }
+                Err(_) => {}
+            }
+            return;
+        }
+        directory => directory,
+    };
+    let scanned = directory.and_then(|directory| {
         let result = scanner.scan(&directory, |fd, link| {
             let Some(inode) = inode(link, b"socket:[") else { return };
             if inodes.binary_search(&inode).is_ok() {

@@ -11,8 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::evidence::sample::{self, Process};
 use crate::model::{Evidence, Group, Holder, Pid, Served, Worker};
 
-/// What to do where discovery cannot know.
-const REMEDY: &str = "say who does: --worker PID[/TID]=CPU, or --order CPUS";
+/// What it takes to look at threads. `/proc/PID/task/TID/syscall` is its user's to read.
+const POWER: &str = "CAP_SYS_PTRACE is missing or, where another user runs it, CAP_DAC_READ_SEARCH";
 
 /// Fills in `served` for the listeners of `groups`. `unheld` explains listeners nobody holds.
 pub(crate) fn assign(groups: &mut [Group], unheld: &str) {
@@ -126,14 +126,13 @@ fn in_family(family: &[&Process], inode: u64, shares: &Shares) -> Served {
     let chosen: Vec<&Process> = if proven.is_empty() {
         if let Some(process) = family.iter().find(|process| process.io_uring) {
             return Served::Unknown(format!(
-                "process {} ({}) uses io_uring, which does not show who accepts; {REMEDY}",
+                "process {} ({}) uses io_uring, which does not show who accepts",
                 process.pid, process.name
             ));
         }
         if let Some(process) = family.iter().find(|process| process.denied) {
             return Served::Unknown(format!(
-                "{} processes hold it and process {} ({}) may not be looked at (CAP_SYS_PTRACE is \
-                 missing); {REMEDY}",
+                "{} processes hold it and process {} ({}) may not be looked at ({POWER})",
                 family.len(),
                 process.pid,
                 process.name
@@ -166,7 +165,7 @@ fn in_family(family: &[&Process], inode: u64, shares: &Shares) -> Served {
     }
     if workers.is_empty() {
         return Served::Unknown(format!(
-            "{} processes hold it and none was seen accepting from it; {REMEDY}",
+            "{} processes hold it and none was seen accepting from it",
             family.len()
         ));
     }
@@ -208,7 +207,7 @@ fn in_process(process: &Process, inode: u64, shares: &Shares, weakest: Evidence)
     if takes_turns || (uniform && !sharded) {
         if process.io_uring && share.listeners > 1 && strongest.or(polls).is_none() {
             return Served::Unknown(format!(
-                "process {} ({}) uses io_uring, which does not show which thread accepts; {REMEDY}",
+                "process {} ({}) uses io_uring, which does not show which thread accepts",
                 process.pid, process.name
             ));
         }
@@ -218,12 +217,12 @@ fn in_process(process: &Process, inode: u64, shares: &Shares, weakest: Evidence)
         let why = if process.io_uring {
             "it uses io_uring, which does not show which thread accepts"
         } else if process.denied {
-            "its threads may not be looked at (CAP_SYS_PTRACE is missing)"
+            &format!("they may not be looked at ({POWER})")
         } else {
             "no thread was seen waiting for it, they are busy"
         };
         return Served::Unknown(format!(
-            "the threads of process {} ({}) run on different CPUs and {why}; {REMEDY}",
+            "the threads of process {} ({}) run on different CPUs and {why}",
             process.pid, process.name
         ));
     }

@@ -108,9 +108,10 @@ impl InForce {
 /// 5.6 for taking listeners, 5.10 as tested; migration from 5.14.
 pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> {
     let mut groups = discover(&options.target)?;
+    let topology = Topology::read()?;
+    options.overrides.check(&topology.possible())?;
     options.overrides.apply(&mut groups)?;
     check_weights(&groups, &options.weights)?;
-    let topology = Topology::read()?;
     let (groups, alone): (Vec<_>, Vec<_>) =
         groups.into_iter().partition(|group| group.listeners.len() > 1 || shrunk(options, group));
     if groups.is_empty() {

@@ -45,17 +45,18 @@ pub struct Confinement {
 impl Confinement {
     /// Reads it. What cannot be read counts as unconfined.
     pub fn read() -> Self {
-        let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
-        let uid_map = fs::read_to_string("/proc/self/uid_map").unwrap_or_default();
-        Self::parse(&status, &uid_map)
+        let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
+        let uid_map = fs::read_to_string("/proc/self/uid_map").ok();
+        Self::parse(&status, uid_map.as_deref())
     }
 
-    fn parse(status: &str, uid_map: &str) -> Self {
+    fn parse(status: &str, uid_map: Option<&str>) -> Self {
         let field = |name: &str| {
             let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
             line.map(str::trim).unwrap_or_default()
         };
-        let words: Vec<_> = uid_map.split_whitespace().collect();
+        // Empty in a namespace that nobody has mapped yet.
+        let is_initial = |map: &str| map.split_whitespace().eq(["0", "0", "4294967295"]);
         Self {
             effective: u64::from_str_radix(field("CapEff"), 16).unwrap_or(u64::MAX),
             uid: field("Uid")
@@ -64,7 +65,7 @@ impl Confinement {
                 .and_then(|uid| uid.parse().ok())
                 .unwrap_or(0),
             seccomp: field("Seccomp") == "2",
-            user_namespace: !words.is_empty() && words != ["0", "0", "4294967295"],
+            user_namespace: !uid_map.is_none_or(is_initial),
         }
     }
 
@@ -77,18 +78,20 @@ impl Confinement {
     /// What to do about an `EPERM` that `cap` would have prevented.
     pub fn explain(&self, cap: Cap) -> String {
         let name = cap.name();
+        // Before all: there, to be given the capability does not help.
+        if self.user_namespace {
+            return format!(
+                "this process runs in a user namespace, and the kernel asks for {name} in the initial \
+                 one: run it there (not in a rootless container; in Kubernetes, in a pod without \
+                 `hostUsers: false`)"
+            );
+        }
         if !self.has(cap) {
             let root = if self.uid == 0 { " (uid 0 without it does not help)" } else { "" };
             return format!(
                 "{name} is missing{root}: run as root with full capabilities, or grant it, e.g. \
                  `setcap cap_bpf,cap_perfmon,cap_sys_ptrace+ep` on the binary, systemd \
                  `AmbientCapabilities={name}`, or the container's securityContext"
-            );
-        }
-        if self.user_namespace {
-            return format!(
-                "{name} is held in a user namespace only: the kernel asks for it in the initial one \
-                 (in Kubernetes, a pod without `hostUsers: false`)"
             );
         }
         if self.seccomp {
@@ -133,9 +136,10 @@ mod tests {
             (0, 0, 0, IDENTITY, "uid 0 without it does not help"),
             (bpf, 0, 2, IDENTITY, "seccomp"),
             (bpf, 0, 2, "0 100000 65536", "user namespace"),
+            (0, 65534, 0, "", "user namespace"),
             (bpf, 0, 0, IDENTITY, "security module"),
         ] {
-            let confinement = Confinement::parse(&status(caps, uid, seccomp), uid_map);
+            let confinement = Confinement::parse(&status(caps, uid, seccomp), Some(uid_map));
             let text = confinement.explain(Cap::Bpf);
             assert!(text.contains(expected), "{expected:?} not in {text:?}");
         }
@@ -143,7 +147,7 @@ mod tests {
 
     #[test]
     fn sys_admin_stands_for_what_was_split_from_it() {
-        let confinement = Confinement::parse(&status(1 << 21, 0, 0), IDENTITY);
+        let confinement = Confinement::parse(&status(1 << 21, 0, 0), Some(IDENTITY));
         assert!(confinement.has(Cap::Bpf) && confinement.has(Cap::Perfmon));
         assert!(!confinement.has(Cap::SysPtrace));
     }

@@ -47,7 +47,13 @@ impl Job<'_> {
         let mut object = self.load(sizes)?;
         let attached = ownership::attached(&mut object, &self.group, &self.options.target)?;
         ownership::recover(&pins, &self.group, &attached)?;
-        let ours = ownership::examine(&pins, &self.group, &attached)?;
+        let mut ours = ownership::examine(&pins, &self.group, &attached)?;
+        if let (Attached::Unknown { why }, false) = (&attached, ours.in_force) {
+            ours.notices.push(Notice::new(
+                format!("it could not be seen whether another program was attached: {why}"),
+                "if one was, it is replaced now; run `attach` with that power to be sure",
+            ));
+        }
         ownership::permit(&pins, &self.group, &attached, &ours, self.options.takeover)?;
         if self.fits(&ours)? {
             self.replan(ours, &attached)

@@ -1,0 +1,138 @@
+"""Other people's BPF and a hostile environment, for the tests. `hostile.rs` is its manual.
+
+    hostile.py confine ERRNO NR[,NR...] COMMAND...   run a command under a seccomp filter
+    hostile.py attach SYS_BPF PID FD none|array      attach an eBPF program, then wait for stdin's end
+    hostile.py classic SYS_BPF PID FD                attach a classic one and exit
+    hostile.py hold SYS_BPF PID FD                   put the listener into a map, then wait
+    hostile.py detach SYS_BPF PID FD                 detach whatever is attached and exit
+    hostile.py reuse PORT                            close and reopen sockets on the same descriptor
+"""
+
+import ctypes
+import os
+import socket
+import struct
+import sys
+
+libc = ctypes.CDLL(None, use_errno=True)
+SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF, SO_DETACH_REUSEPORT_BPF = 51, 52, 68
+SOCKARRAY, SK_REUSEPORT = 20, 21
+
+
+def check(result):
+    if result < 0:
+        number = ctypes.get_errno()
+        raise OSError(number, os.strerror(number))
+    return result
+
+
+def bpf(command, attributes):
+    attributes = ctypes.create_string_buffer(attributes, 128)
+    return check(libc.syscall(int(sys.argv[2]), command, attributes, 128))
+
+
+def instruction(code, dst=0, src=0, imm=0):
+    return struct.pack("=BBhi", code, dst | src << 4, 0, imm)
+
+
+def load(array=None):
+    """A program that passes everything and, perhaps, refers to a map."""
+    code = b""
+    if array is not None:
+        code += instruction(0x18, dst=1, src=1, imm=array) + instruction(0)
+    code += instruction(0xB7, imm=1) + instruction(0x95)
+    code = ctypes.create_string_buffer(code, len(code))
+    text = ctypes.create_string_buffer(b"GPL")
+    return bpf(
+        5,
+        struct.pack(
+            "=IIQQIIQII16s",
+            SK_REUSEPORT,
+            len(code) // 8,
+            ctypes.addressof(code),
+            ctypes.addressof(text),
+            0, 0, 0, 0, 0,
+            b"somebody_elses",
+        ),
+    )
+
+
+def hold(listener):
+    """A map with the listener in it."""
+    array = bpf(0, struct.pack("=IIII", SOCKARRAY, 4, 8, 1))
+    key, value = ctypes.c_uint32(0), ctypes.c_uint64(listener.fileno())
+    bpf(2, struct.pack("=IIQQQ", array, 0, ctypes.addressof(key), ctypes.addressof(value), 0))
+    return array
+
+
+def take(pid, fd):
+    pidfd = os.pidfd_open(int(pid))
+    taken = check(libc.syscall(int(os.environ["SYS_PIDFD_GETFD"]), pidfd, int(fd), 0))
+    return socket.socket(fileno=taken)
+
+
+def wait():
+    print("ready", flush=True)
+    sys.stdin.read()
+
+
+def confine(number, calls, *command):
+    steps = [(0x20, 0, 0, 0)]
+    for call in calls.split(","):
+        steps += [(0x15, 0, 1, int(call)), (0x06, 0, 0, 0x00050000 | int(number))]
+    steps += [(0x06, 0, 0, 0x7FFF0000)]
+    code = b"".join(struct.pack("=HBBI", *step) for step in steps)
+    code = ctypes.create_string_buffer(code, len(code))
+    program = ctypes.create_string_buffer(struct.pack("@HP", len(steps), ctypes.addressof(code)))
+    # PR_SET_SECCOMP, SECCOMP_MODE_FILTER: as root, so without NO_NEW_PRIVS.
+    check(libc.prctl(22, ctypes.c_ulong(2), program, ctypes.c_ulong(0), ctypes.c_ulong(0)))
+    os.execvp(command[0], command)
+
+
+def reuse(port):
+    """One descriptor number, many sockets: a listener of the group, another one, a file."""
+    place = None
+    while True:
+        for kind in range(3):
+            if kind == 2:
+                file = os.open("/dev/null", os.O_RDONLY)
+            else:
+                made = socket.socket()
+                made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+                made.bind(("0.0.0.0", int(port) + kind))
+                made.listen(64)
+                file = made.detach()
+            if place is None:
+                place = os.dup(file)
+                print("ready", flush=True)
+            else:
+                os.dup2(file, place)
+            os.close(file)
+
+
+def main():
+    verb, arguments = sys.argv[1], sys.argv[2:]
+    if verb == "confine":
+        confine(*arguments)
+    if verb == "reuse":
+        reuse(*arguments)
+    listener = take(*arguments[1:3])
+    if verb == "attach":
+        array = hold(listener) if arguments[3] == "array" else None
+        program = load(array)
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, program)
+        listener.close()
+        wait()
+    elif verb == "classic":
+        code = ctypes.create_string_buffer(struct.pack("=HBBI", 0x06, 0, 0, 0), 8)
+        program = struct.pack("@HP", 1, ctypes.addressof(code))
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_CBPF, program)
+    elif verb == "hold":
+        array = hold(listener)
+        listener.close()
+        wait()
+    elif verb == "detach":
+        listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
+
+
+main()
