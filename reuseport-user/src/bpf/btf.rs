@@ -7,6 +7,7 @@
 use std::collections::HashMap;
 use std::fs;
 use std::io;
+use std::sync::OnceLock;
 
 use reuseport_common::abi::Offsets;
 
@@ -35,8 +36,17 @@ pub enum BtfError {
     Missing(String),
 }
 
-/// The offsets that `list_members` needs.
+/// The offsets that `list_members` needs, looked up once in a process.
 pub(super) fn offsets() -> Result<Offsets, BtfError> {
+    static FOUND: OnceLock<Offsets> = OnceLock::new();
+    if let Some(&offsets) = FOUND.get() {
+        return Ok(offsets);
+    }
+    let offsets = look_up()?;
+    Ok(*FOUND.get_or_init(|| offsets))
+}
+
+fn look_up() -> Result<Offsets, BtfError> {
     let bytes = fs::read(VMLINUX).map_err(BtfError::Unreadable)?;
     let btf =
         Btf::parse(&bytes, &["sock", "sock_common", "sock_reuseport", "bpf_prog", "bpf_prog_aux"])?;

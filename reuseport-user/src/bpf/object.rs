@@ -1,6 +1,7 @@
 //! The embedded object, parsed and its maps created; programs are loaded one by one on demand.
 
 use std::path::Path;
+use std::sync::OnceLock;
 
 use aya::programs::{Iter, Program, ProgramError, SkReuseport};
 use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
@@ -52,6 +53,8 @@ impl Object {
         let offsets_bytes: [u8; size_of::<Offsets>()] = bytemuck::cast(values);
         let mut loader = EbpfLoader::new();
         loader
+            // For CO-RE relocations, which Rust programs do not have.
+            .btf(None)
             .map_max_entries(abi::TABLE, options.sizes.half * 2)
             .map_max_entries(abi::SOCKETS, options.sizes.slots)
             .map_max_entries(abi::LOAD, options.sizes.slots)
@@ -122,8 +125,7 @@ impl Object {
         let name = abi::PROGRAM_LIST_MEMBERS;
         let sort = BpfError::sort_load(name, self.verifier_log);
         let program = self.program::<Iter>(name)?;
-        let btf = Btf::from_sys_fs().map_err(|error| BpfError::Load(error.into()))?;
-        program.load("tcp", &btf).map_err(sort)?;
+        program.load("tcp", kernel_btf()?).map_err(sort)?;
         Ok(program)
     }
 
@@ -134,6 +136,16 @@ impl Object {
         let missing = || BpfError::Shape(format!("the object has no program {name}"));
         Ok(self.ebpf.program_mut(name).ok_or_else(missing)?.try_into()?)
     }
+}
+
+/// The running kernel's BTF, parsed once in a process: that takes longer than all of an attach.
+fn kernel_btf() -> Result<&'static Btf, BpfError> {
+    static KERNEL: OnceLock<Btf> = OnceLock::new();
+    if let Some(btf) = KERNEL.get() {
+        return Ok(btf);
+    }
+    let btf = Btf::from_sys_fs().map_err(|error| BpfError::Load(error.into()))?;
+    Ok(KERNEL.get_or_init(|| btf))
 }
 
 #[cfg(test)]

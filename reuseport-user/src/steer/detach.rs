@@ -9,10 +9,10 @@ use crate::bpf::object::{LoadOptions, Object};
 use crate::bpf::owner::Attached;
 use crate::bpf::pins::{self, LockedPins, Pins};
 use crate::discover::acquire::{AcquireError, with_listener};
-use crate::discover::{DiscoverError, Target, discover};
+use crate::discover::{DiscoverError, NetnsChoice, Target, discover};
 use crate::model::{Group, GroupKey};
 
-use super::{Notice, Settings, SteerError, ownership};
+use super::{Notice, Settings, SteerError, discover_everywhere, ownership};
 
 /// What became of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -122,8 +122,8 @@ fn take_off(group: &Group) -> Result<(), SteerError> {
     Err(SteerError::Vanished { group: group.key })
 }
 
-/// Removes pins on the target's port whose group is gone: no live group has their key, and no
-/// socket is left in their map.
+/// Removes pins on the target's port whose group is gone: no live group in any namespace has their
+/// key, and no socket is left in their map.
 pub(super) fn clear_dead(
     pins: &LockedPins,
     target: &Target,
@@ -147,8 +147,12 @@ pub(super) fn clear_dead(
         let Some(key) = GroupKey::from_raw(&config.group) else { continue };
         let ours = key.address.port() == target.port && key.protocol == target.protocol;
         let alive = live.iter().any(|group| group.key == key);
+        if !ours || alive {
+            continue;
+        }
         let sockets = pinned.maps.sockets.cookies().map_err(pins::PinsError::from)?;
-        if ours && !alive && sockets.iter().all(Option::is_none) {
+        // Whose workers were all replaced has no socket in the map, and runs our program still.
+        if sockets.iter().all(Option::is_none) && !lives(&key) {
             drop(pinned);
             pins.remove(&directory)?;
             let outcome = Detached::Cleared;
@@ -156,6 +160,19 @@ pub(super) fn clear_dead(
         }
     }
     Ok(reports)
+}
+
+/// Whether the group has listeners, whatever address and namespace the target named. What cannot
+/// be seen counts as alive: pins that stay cost less than pins that are missed.
+fn lives(key: &GroupKey) -> bool {
+    let all = Target {
+        port: key.address.port(),
+        addrs: Vec::new(),
+        netns: NetnsChoice::Auto,
+        protocol: key.protocol,
+    };
+    let has = |groups: &Vec<Group>| groups.iter().any(|group| group.key == *key);
+    discover_everywhere(&all).map_or(true, |found| found.iter().any(|(_, groups)| has(groups)))
 }
 
 fn names_port(directory: &Path, target: &Target) -> bool {

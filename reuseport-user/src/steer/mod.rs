@@ -21,7 +21,7 @@ pub use error::SteerError;
 use serde::Serialize;
 pub use status::{GroupStatus, status};
 
-use crate::discover::{NetnsChoice, Target};
+use crate::discover::{DiscoverError, NetnsChoice, Target, discover};
 use crate::model::{Group, Pid};
 use crate::sys::netns;
 
@@ -66,6 +66,30 @@ impl Notice {
     }
 }
 
+/// The groups on a port in every namespace that has any, each with a target that means that
+/// namespace alone.
+fn discover_everywhere(all: &Target) -> Result<Vec<(Target, Vec<Group>)>, SteerError> {
+    match discover(all) {
+        Ok(groups) => Ok(vec![(all.clone(), groups)]),
+        Err(DiscoverError::NobodyListens { .. }) => Ok(Vec::new()),
+        Err(DiscoverError::Ambiguous { candidates, .. }) => {
+            let pids = candidates.into_iter().filter_map(|candidate| candidate.netns.pid);
+            let mut found = Vec::new();
+            for pid in pids {
+                let target = Target { netns: NetnsChoice::Pid(pid), ..all.clone() };
+                match discover(&target) {
+                    Ok(groups) => found.push((target, groups)),
+                    // It stopped meanwhile.
+                    Err(DiscoverError::NobodyListens { .. } | DiscoverError::NoProcess(_)) => {}
+                    Err(error) => return Err(error.into()),
+                }
+            }
+            Ok(found)
+        }
+        Err(error) => Err(error.into()),
+    }
+}
+
 /// Runs `work` in the network namespace of `group`.
 fn in_netns<R: Send>(
     group: &Group,
@@ -80,7 +104,7 @@ fn in_netns<R: Send>(
         (_, Some(pid)) => PathBuf::from(format!("/proc/{pid}/ns/net")),
         (_, None) => return Ok(work()),
     };
-    let file: File = netns::open(&path)
-        .map_err(|source| crate::discover::DiscoverError::OpenNetns { path, source })?;
-    netns::inside(&file, work).map_err(|error| crate::discover::DiscoverError::from(error).into())
+    let file: File =
+        netns::open(&path).map_err(|source| DiscoverError::OpenNetns { path, source })?;
+    netns::inside(&file, work).map_err(|error| DiscoverError::from(error).into())
 }

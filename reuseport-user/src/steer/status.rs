@@ -16,7 +16,7 @@ use crate::model::{Cpu, Group, GroupKey, Listener, Protocol};
 use crate::plan::policy_str;
 use crate::topology::Topology;
 
-use super::{Notice, Settings, SteerError, ownership};
+use super::{Notice, Settings, SteerError, discover_everywhere, ownership};
 
 mod problems;
 
@@ -171,17 +171,7 @@ fn pinned_targets(pins: &Pins) -> Result<Vec<(Target, Vec<Group>)>, SteerError> 
     let mut found = Vec::new();
     for (protocol, port) in ports {
         let all = Target { port, addrs: Vec::new(), netns: NetnsChoice::Auto, protocol };
-        let targets = match discover(&all) {
-            Ok(groups) => vec![(all, groups)],
-            Err(DiscoverError::NobodyListens { .. }) => Vec::new(),
-            Err(DiscoverError::Ambiguous { candidates, .. }) => candidates
-                .into_iter()
-                .filter_map(|candidate| candidate.netns.pid)
-                .map(|pid| Target { netns: NetnsChoice::Pid(pid), ..all.clone() })
-                .map(|target| Ok((target.clone(), discover(&target)?)))
-                .collect::<Result<_, DiscoverError>>()?,
-            Err(error) => return Err(error.into()),
-        };
+        let targets = discover_everywhere(&all)?;
         for (target, mut groups) in targets {
             groups.retain(|group| keys.contains(&group.key));
             found.push((target, groups));
