@@ -6,7 +6,7 @@ mod job;
 use reuseport_common::abi::{self, Config, Policy};
 use serde::Serialize;
 
-use crate::bpf::pins::{Pinned, Pins};
+use crate::bpf::pins::{LockedPins, Pinned, Pins};
 use crate::discover::overrides::Overrides;
 use crate::discover::{Target, discover};
 use crate::model::Group;
@@ -14,7 +14,9 @@ use crate::plan::Plan;
 use crate::topology::Topology;
 
 use self::job::Job;
+use super::detach::clear_dead;
 use super::fit::{check_weights, check_workers, explain_alone};
+use super::ownership::Census;
 use super::pin_workers::PinnedWorker;
 use super::{Notice, Settings, SteerError, Weight};
 
@@ -100,8 +102,8 @@ impl InForce {
     }
 }
 
-/// Attaches to every group of the target, or says why not. Groups are done one by one; the first
-/// that fails ends it, and leaves the ones before it steered.
+/// Attaches to every group of the target, or says why not, before anything is changed. What fails
+/// later (a worker exits, memory runs out) ends it, and leaves the groups before it steered.
 ///
 /// # Minimum kernel version
 ///
@@ -120,10 +122,13 @@ pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> 
     for group in &groups {
         check_workers(group, options.policy)?;
     }
-    let mut reports = Vec::new();
-    for group in groups {
-        reports.push(Job { options, topology: &topology, group }.run()?);
-    }
+    let pins = Pins::at(&options.settings.bpffs)?;
+    let mut reports = if options.dry_run {
+        let plan = |group| Job::new(options, &topology, group).dry_run(&pins);
+        groups.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?
+    } else {
+        carry_out(options, &topology, groups, &pins.lock()?)?
+    };
     for group in alone {
         if let Some(first) = reports.first_mut() {
             let what = format!("{} has one listener and was left alone", group.key);
@@ -135,6 +140,27 @@ pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> 
         }
     }
     Ok(reports)
+}
+
+/// Attaches to all groups, after each was found fit and free: a refusal comes before any change.
+fn carry_out(
+    options: &AttachOptions,
+    topology: &Topology,
+    groups: Vec<Group>,
+    pins: &LockedPins,
+) -> Result<Vec<AttachReport>, SteerError> {
+    let Some(first) = groups.first() else { return Ok(Vec::new()) };
+    clear_dead(pins, &options.target, &groups)?;
+    let mut spare = Job::new(options, topology, first.clone()).load()?;
+    let census = Census::take(&mut spare, &groups, &options.target)?;
+    let prepare = |group: Group| {
+        let attached = census.attached(&group);
+        Job::new(options, topology, group).prepare(pins, attached)
+    };
+    let prepared: Vec<_> = groups.into_iter().map(prepare).collect::<Result<_, _>>()?;
+    // Loaded for the first group, so it fits that one.
+    let mut spare = Some(spare);
+    prepared.into_iter().map(|job| job.carry_out(pins, spare.take())).collect()
 }
 
 /// Whether a group of one is what is left of a group that we steer: its plan must follow.

@@ -4,15 +4,14 @@ use std::path::Path;
 
 use serde::Serialize;
 
-use crate::bpf::maps::Sizes;
-use crate::bpf::object::{LoadOptions, Object};
 use crate::bpf::owner::Attached;
-use crate::bpf::pins::{self, LockedPins, Pins};
+use crate::bpf::pins::{self, LockedPins, Pins, PinsError};
 use crate::discover::acquire::{AcquireError, with_listener};
 use crate::discover::{DiscoverError, NetnsChoice, Target, discover};
 use crate::model::{Group, GroupKey};
 
-use super::{Notice, Settings, SteerError, discover_everywhere, ownership};
+use super::ownership::{self, Census};
+use super::{Notice, Settings, SteerError, discover_everywhere};
 
 /// What became of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -55,9 +54,11 @@ pub fn detach(target: &Target, settings: &Settings) -> Result<Vec<DetachReport>,
         }
         Err(error) => return Err(error.into()),
     };
+    let mut object = ownership::load_to_ask(target, settings).map_err(PinsError::from)?;
+    let census = Census::take(&mut object, &groups, target)?;
     let mut reports = Vec::new();
     for group in &groups {
-        reports.push(detach_group(&pins, group, target, settings)?);
+        reports.push(detach_group(&pins, group, &census)?);
     }
     reports.extend(clear_dead(&pins, target, &groups)?);
     Ok(reports)
@@ -66,18 +67,9 @@ pub fn detach(target: &Target, settings: &Settings) -> Result<Vec<DetachReport>,
 fn detach_group(
     pins: &LockedPins,
     group: &Group,
-    target: &Target,
-    settings: &Settings,
+    census: &Census,
 ) -> Result<DetachReport, SteerError> {
-    let of = SteerError::of(&group.key);
-    let load = LoadOptions {
-        sizes: Sizes::for_group(0, 0),
-        port: group.key.address.port(),
-        log: false,
-        verifier_log: settings.verifier_log,
-    };
-    let mut object = Object::load(&load).map_err(&of)?;
-    let attached = ownership::attached(&mut object, group, target)?;
+    let attached = census.attached(group);
     ownership::recover(pins, group, &attached)?;
     let ours = ownership::examine(pins, group, &attached)?;
     let mut notices = Vec::new();
@@ -143,14 +135,14 @@ pub(super) fn clear_dead(
             }
             continue;
         };
-        let config = pinned.maps.config().map_err(pins::PinsError::from)?;
+        let config = pinned.maps.config().map_err(PinsError::from)?;
         let Some(key) = GroupKey::from_raw(&config.group) else { continue };
         let ours = key.address.port() == target.port && key.protocol == target.protocol;
         let alive = live.iter().any(|group| group.key == key);
         if !ours || alive {
             continue;
         }
-        let sockets = pinned.maps.sockets.cookies().map_err(pins::PinsError::from)?;
+        let sockets = pinned.maps.sockets.cookies().map_err(PinsError::from)?;
         // Whose workers were all replaced has no socket in the map, and runs our program still.
         if sockets.iter().all(Option::is_none) && !lives(&key) {
             drop(pinned);

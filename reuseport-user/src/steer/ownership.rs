@@ -1,39 +1,67 @@
 //! Whose program a group runs, and whether it is ours to replace or remove.
 
 use crate::bpf::BpfError;
-use crate::bpf::object::Object;
-use crate::bpf::owner::{self, Attached};
+use crate::bpf::maps::Sizes;
+use crate::bpf::object::{LoadOptions, Object};
+use crate::bpf::owner::{self, Attached, Members};
 use crate::bpf::pins::{Found, LockedPins, Pinned, Pins, PinsError};
 use crate::discover::Target;
-use crate::model::Group;
+use crate::model::{Group, Protocol};
 
-use super::{Notice, SteerError, in_netns};
+use super::{Notice, Settings, SteerError, in_netns};
 
-/// What is attached to `group`, asked of the kernel through `object`.
+/// Who is attached to what on a port, asked of the kernel once for all groups of a target.
 ///
 /// Only the lack of BTF or of `CAP_PERFMON` makes it unknown; for UDP there is no iterator here.
-pub(super) fn attached(
-    object: &mut Object,
-    group: &Group,
-    target: &Target,
-) -> Result<Attached, SteerError> {
-    if group.key.protocol != crate::model::Protocol::Tcp {
-        let why = "the kernel is asked about TCP listeners only".to_owned();
-        return Ok(Attached::Unknown { why });
-    }
-    match in_netns(group, target, || owner::members(object))? {
-        Ok(members) => {
-            let mut found = group.listeners.iter().filter_map(|it| members.get(&it.cookie));
-            Ok(match found.next() {
-                Some(member) => Attached::from_member(member),
-                None => Attached::Unknown { why: "its listeners changed meanwhile".to_owned() },
-            })
+pub(super) struct Census(Result<Members, String>);
+
+impl Census {
+    /// Asks through `object`; all `groups` are in one namespace, as discovery finds them.
+    pub(super) fn take(
+        object: &mut Object,
+        groups: &[Group],
+        target: &Target,
+    ) -> Result<Self, SteerError> {
+        let Some(first) = groups.first() else { return Ok(Self(Ok(Members::new()))) };
+        if target.protocol != Protocol::Tcp {
+            return Ok(Self(Err("the kernel is asked about TCP listeners only".to_owned())));
         }
-        Err(error @ (BpfError::Btf(_) | BpfError::NotPermitted { .. } | BpfError::Load(_))) => {
-            Ok(Attached::Unknown { why: error.to_string() })
+        match in_netns(first, target, || owner::members(object))? {
+            Ok(members) => Ok(Self(Ok(members))),
+            Err(error @ (BpfError::Btf(_) | BpfError::NotPermitted { .. } | BpfError::Load(_))) => {
+                Ok(Self::unknown(&error))
+            }
+            Err(error) => Err(SteerError::of(&first.key)(error)),
         }
-        Err(error) => Err(SteerError::of(&group.key)(error)),
     }
+
+    /// It could not be asked at all.
+    pub(super) fn unknown(why: &BpfError) -> Self {
+        Self(Err(why.to_string()))
+    }
+
+    /// What is attached to `group`.
+    pub(super) fn attached(&self, group: &Group) -> Attached {
+        let members = match &self.0 {
+            Ok(members) => members,
+            Err(why) => return Attached::Unknown { why: why.clone() },
+        };
+        let mut found = group.listeners.iter().filter_map(|it| members.get(&it.cookie));
+        match found.next() {
+            Some(member) => Attached::from_member(member),
+            None => Attached::Unknown { why: "its listeners changed meanwhile".to_owned() },
+        }
+    }
+}
+
+/// The object, loaded only to ask: its maps are as small as they get.
+pub(super) fn load_to_ask(target: &Target, settings: &Settings) -> Result<Object, BpfError> {
+    Object::load(&LoadOptions {
+        sizes: Sizes::for_group(0, 0),
+        port: target.port,
+        log: false,
+        verifier_log: settings.verifier_log,
+    })
 }
 
 /// The group's pins and what they mean now.

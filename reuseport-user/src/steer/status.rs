@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 use reuseport_common::abi::{self, NO_SLOT, Policy, Row, View};
 use serde::Serialize;
 
-use crate::bpf::maps::{Counts, Sizes};
-use crate::bpf::object::{LoadOptions, Object, fingerprint};
+use crate::bpf::maps::Counts;
+use crate::bpf::object::fingerprint;
 use crate::bpf::owner::Attached;
 use crate::bpf::pins::{Pinned, Pins, PinsError};
 use crate::discover::{DiscoverError, NetnsChoice, Target, discover};
@@ -16,7 +16,8 @@ use crate::model::{Cpu, Group, GroupKey, Listener, Protocol};
 use crate::plan::policy_str;
 use crate::topology::Topology;
 
-use super::{Notice, Settings, SteerError, discover_everywhere, ownership};
+use super::ownership::{self, Census};
+use super::{Notice, Settings, SteerError, discover_everywhere};
 
 mod problems;
 
@@ -129,11 +130,17 @@ pub fn status(
     settings: &Settings,
 ) -> Result<Vec<GroupStatus>, SteerError> {
     let pins = Pins::at(&settings.bpffs)?;
+    let topology = Topology::read()?;
     let mut statuses = Vec::new();
     let mut seen: BTreeSet<PathBuf> = BTreeSet::new();
     let mut look = |target: &Target, groups: Vec<Group>| -> Result<(), SteerError> {
+        let census = match ownership::load_to_ask(target, settings) {
+            Ok(mut object) => Census::take(&mut object, &groups, target)?,
+            // Reading pins takes less than loading programs.
+            Err(error) => Census::unknown(&error),
+        };
         for group in groups {
-            let status = examine(&pins, &group, target, settings)?;
+            let status = examine(&pins, &group, &census, &topology)?;
             seen.insert(pins.place(&group.key));
             statuses.push(status);
         }
@@ -195,21 +202,11 @@ fn key_of(pinned: &Pinned) -> Option<GroupKey> {
 fn examine(
     pins: &Pins,
     group: &Group,
-    target: &Target,
-    settings: &Settings,
+    census: &Census,
+    topology: &Topology,
 ) -> Result<GroupStatus, SteerError> {
     let of = SteerError::of(&group.key);
-    let load = LoadOptions {
-        sizes: Sizes::for_group(0, 0),
-        port: group.key.address.port(),
-        log: false,
-        verifier_log: settings.verifier_log,
-    };
-    let attached = match Object::load(&load) {
-        Ok(mut object) => ownership::attached(&mut object, group, target)?,
-        // Reading pins takes less than loading programs.
-        Err(error) => Attached::Unknown { why: error.to_string() },
-    };
+    let attached = census.attached(group);
     let ownership::Ours { pinned, in_force, notices } = ownership::examine(pins, group, &attached)?;
     let mut listeners: Vec<_> = group.listeners.iter().cloned().map(unseated).collect();
     let mut steering = None;
@@ -233,7 +230,7 @@ fn examine(
         Some(pinned) => pinned.maps.config().map_err(&of)?.object != fingerprint(),
         None => false,
     };
-    problems::find(&mut status, &rows, &Topology::read()?, stale);
+    problems::find(&mut status, &rows, topology, stale);
     Ok(status)
 }
 

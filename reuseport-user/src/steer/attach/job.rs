@@ -23,48 +23,39 @@ use super::{AttachOptions, AttachReport, InForce};
 
 /// One group's attach.
 pub(super) struct Job<'a> {
-    pub(super) options: &'a AttachOptions,
-    pub(super) topology: &'a Topology,
-    pub(super) group: Group,
+    options: &'a AttachOptions,
+    topology: &'a Topology,
+    group: Group,
 }
 
-impl Job<'_> {
-    pub(super) fn run(mut self) -> Result<AttachReport, SteerError> {
-        let pins = Pins::at(&self.options.settings.bpffs)?;
-        if self.options.dry_run {
-            let occupied = match pins.open(&self.group.key) {
-                Ok(Some(pinned)) => pinned.maps.sockets.cookies().unwrap_or_default(),
-                Ok(None) | Err(_) => Vec::new(),
-            };
-            let slots = assign(&self.group.listeners, &occupied);
-            let plan = self.plan(&slots)?;
-            return Ok(self.report(&slots, plan, None, Vec::new()));
-        }
-        let pins = pins.lock()?;
-        // Planned before anything is touched: what cannot be planned has no side effect.
-        let draft = self.plan(&assign(&self.group.listeners, &[]))?;
-        let sizes = Sizes::for_group(self.group.listeners.len(), draft.table.len());
-        let mut object = self.load(sizes)?;
-        let attached = ownership::attached(&mut object, &self.group, &self.options.target)?;
-        ownership::recover(&pins, &self.group, &attached)?;
-        let mut ours = ownership::examine(&pins, &self.group, &attached)?;
-        if let (Attached::Unknown { why }, false) = (&attached, ours.in_force) {
-            ours.notices.push(Notice::new(
-                format!("it could not be seen whether another program was attached: {why}"),
-                "if one was, it is replaced now; run `attach` with that power to be sure",
-            ));
-        }
-        ownership::permit(&pins, &self.group, &attached, &ours, self.options.takeover)?;
-        if self.fits(&ours)? {
-            self.replan(ours, &attached)
-        } else {
-            self.renew(&pins, object, &attached, ours)
-        }
+/// A job that nothing stands against.
+pub(super) struct Prepared<'a> {
+    job: Job<'a>,
+    attached: Attached,
+    ours: Ours,
+}
+
+impl<'a> Job<'a> {
+    pub(super) fn new(options: &'a AttachOptions, topology: &'a Topology, group: Group) -> Self {
+        Self { options, topology, group }
     }
 
-    fn load(&self, sizes: Sizes) -> Result<Object, SteerError> {
+    /// What would be done.
+    pub(super) fn dry_run(mut self, pins: &Pins) -> Result<AttachReport, SteerError> {
+        let occupied = match pins.open(&self.group.key) {
+            Ok(Some(pinned)) => pinned.maps.sockets.cookies().unwrap_or_default(),
+            Ok(None) | Err(_) => Vec::new(),
+        };
+        let slots = assign(&self.group.listeners, &occupied);
+        let plan = self.plan(&slots)?;
+        Ok(self.report(&slots, plan, None, Vec::new()))
+    }
+
+    /// The object, with maps of the size that the group needs.
+    pub(super) fn load(&self) -> Result<Object, SteerError> {
+        let plan = self.plan(&assign(&self.group.listeners, &[]))?;
         let options = LoadOptions {
-            sizes,
+            sizes: Sizes::for_group(self.group.listeners.len(), plan.table.len()),
             port: self.group.key.address.port(),
             log: self.options.log,
             verifier_log: self.options.settings.verifier_log,
@@ -72,6 +63,43 @@ impl Job<'_> {
         Object::load(&options).map_err(SteerError::of(&self.group.key))
     }
 
+    /// Puts right what a crash left, and refuses what is not ours to change.
+    pub(super) fn prepare(
+        self,
+        pins: &LockedPins,
+        attached: Attached,
+    ) -> Result<Prepared<'a>, SteerError> {
+        self.plan(&assign(&self.group.listeners, &[]))?;
+        ownership::recover(pins, &self.group, &attached)?;
+        let mut ours = ownership::examine(pins, &self.group, &attached)?;
+        if let (Attached::Unknown { why }, false) = (&attached, ours.in_force) {
+            ours.notices.push(Notice::new(
+                format!("it could not be seen whether another program was attached: {why}"),
+                "if one was, it is replaced now; run `attach` with that power to be sure",
+            ));
+        }
+        ownership::permit(pins, &self.group, &attached, &ours, self.options.takeover)?;
+        Ok(Prepared { job: self, attached, ours })
+    }
+}
+
+impl Prepared<'_> {
+    /// Does it. `spare` is an object that was loaded for this very group, if there is one.
+    pub(super) fn carry_out(
+        self,
+        pins: &LockedPins,
+        spare: Option<Object>,
+    ) -> Result<AttachReport, SteerError> {
+        let Self { mut job, attached, ours } = self;
+        if job.fits(&ours)? {
+            return job.replan(ours, &attached);
+        }
+        let object = spare.map_or_else(|| job.load(), Ok)?;
+        job.renew(pins, object, &attached, ours)
+    }
+}
+
+impl Job<'_> {
     /// Whether the pinned program can go on: same object, and room for the new plan.
     fn fits(&self, ours: &Ours) -> Result<bool, SteerError> {
         let Some(pinned) = &ours.pinned else { return Ok(false) };
