@@ -10,6 +10,7 @@ use super::procfs;
 use super::sock_diag::{self, Kind, Socket};
 use super::target::{NetnsChoice, Target};
 use crate::model::{Netns, Pid, Protocol};
+use crate::sys::caps::{Cap, Confinement};
 use crate::sys::netlink::SockDiag;
 use crate::sys::netns::{self, NetnsError};
 
@@ -164,9 +165,10 @@ fn search(target: &Target) -> Result<Found, DiscoverError> {
                 );
             }
             if hidden > 0 {
-                text = format!(
-                    "{text} ({hidden} processes do not show theirs: CAP_SYS_PTRACE is missing)"
-                );
+                // Some are closed to everybody, and then there is nothing to be done about it.
+                let missing = !Confinement::read().has(Cap::SysPtrace);
+                let why = if missing { ": CAP_SYS_PTRACE is missing" } else { "" };
+                text = format!("{text} ({hidden} processes do not show theirs{why})");
             }
             Err(nobody(own, target, text))
         }
