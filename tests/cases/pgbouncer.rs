@@ -267,6 +267,8 @@ fn a_killed_pgbouncer_resets_nothing_that_was_queued_and_hangs_nobody() {
         println!("{waiting} queued logins of a killed PgBouncer: {moved}");
         moved.assert_local(|_| heir.name().to_owned());
         assert_eq!(holders(inodes[0]), [0; 0]);
+        let counters = &steer.status()["steering"]["counters"];
+        assert!(counters["migrated"].as_u64() >= Some(waiting), "{counters:#}");
 
         // Killed while serving: what it served fails at once.
         let second = PgBouncer::start(netns, &postgres, 7, PORT, Some(cpu));
