@@ -128,17 +128,15 @@ fn every_login_is_served_on_the_cpu_that_received_it() {
         assert_eq!(waiting.lines().count(), 1, "{waiting}");
         assert_eq!(queued(netns), 0);
         let mut client = &silent;
+        let own = local(&bouncers)(cpu);
+        let own = bouncers.iter().find(|it| it.name() == own).expect("an instance");
+        let before = own.logins();
         client.write_all(target().request.as_bytes()).expect("speak at last");
         client.set_read_timeout(Some(HANG)).expect("a timeout");
-        let mut reply = Vec::new();
-        let name = local(&bouncers)(cpu);
-        let answered = eventually(HANG, || {
-            let mut part = [0; 1024];
-            let length = client.read(&mut part).expect("an answer");
-            reply.extend_from_slice(&part[..length]);
-            reply.windows(name.len()).any(|it| it == name.as_bytes())
-        });
-        assert!(answered, "{}", String::from_utf8_lossy(&reply));
+        let mut kind = [0];
+        client.read_exact(&mut kind).expect("an answer");
+        assert_eq!(kind, *b"R", "AuthenticationOk");
+        assert!(eventually(HANG, || own.logins() == before + 1), "the local instance's");
     });
 }
 
@@ -267,6 +265,8 @@ fn a_killed_pgbouncer_resets_nothing_that_was_queued_and_hangs_nobody() {
         println!("{waiting} queued logins of a killed PgBouncer: {moved}");
         moved.assert_local(|_| heir.name().to_owned());
         assert_eq!(holders(inodes[0]), [0; 0]);
+        let counters = &steer.status()["steering"]["counters"];
+        assert!(counters["migrated"].as_u64() >= Some(waiting), "{counters:#}");
 
         // Killed while serving: what it served fails at once.
         let second = PgBouncer::start(netns, &postgres, 7, PORT, Some(cpu));

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::shell::{program, run};
 
 /// A command and the Debian package that brings it.
-const NEEDED: [(&str, &str); 16] = [
+const NEEDED: [(&str, &str); 17] = [
     ("pgbouncer", "pgbouncer"),
     ("initdb", "postgresql"),
     ("pgbench", "postgresql"),
@@ -20,6 +20,7 @@ const NEEDED: [(&str, &str); 16] = [
     ("ip", "iproute2"),
     ("bpftool", "bpftool"),
     ("ethtool", "ethtool"),
+    ("gcc", "gcc"),
     ("go", "golang-go"),
     ("wrk", "wrk"),
     ("setpriv", "util-linux"),
