@@ -59,8 +59,8 @@ pub fn select_or_migrate_logged(ctx: SkReuseportContext) -> u32 {
 }
 
 /// A switch in a constant that the loader sets would not do for the log: without CAP_PERFMON the
-/// verifier follows the branch not taken as well, as a CPU might speculate, and kernels without
-/// the remedy of 6.16 refuse the program for what the log would do there.
+/// verifier follows the branch not taken as well, as a CPU might speculate, and refuses the program
+/// for what the log would do there (seen on 5.10, 6.1 and 6.12; 6.18 and 7.2 accept it).
 #[inline(always)]
 fn steer<const LOG: bool>(ctx: &SkReuseportContext, run: Run) -> u32 {
     let outcome = match CONFIG.get(0) {

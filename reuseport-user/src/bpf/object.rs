@@ -89,8 +89,8 @@ impl Object {
         }
     }
 
-    /// Before 6.16 the programs that log do not pass the verifier without `CAP_PERFMON`, which says
-    /// something else.
+    /// On older kernels (6.12 is one, 6.18 is not) the programs that log do not pass the verifier
+    /// without `CAP_PERFMON`; what the verifier says does not name it.
     fn explain(&self, error: BpfError) -> BpfError {
         let confinement = Confinement::read();
         match error {
