@@ -31,6 +31,10 @@ pub const PORT: &str = "PORT";
 pub const PROGRAM_SELECT: &str = "select";
 /// Name of the program that also chooses where a closing listener's connections go (5.14+).
 pub const PROGRAM_SELECT_OR_MIGRATE: &str = "select_or_migrate";
+/// Name of [`PROGRAM_SELECT`] with a log.
+pub const PROGRAM_SELECT_LOGGED: &str = "select_logged";
+/// Name of [`PROGRAM_SELECT_OR_MIGRATE`] with a log.
+pub const PROGRAM_SELECT_OR_MIGRATE_LOGGED: &str = "select_or_migrate_logged";
 
 /// [`Config::flags`]: the program is [`PROGRAM_SELECT_OR_MIGRATE`].
 pub const FLAG_MIGRATES: u32 = 1;

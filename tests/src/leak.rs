@@ -14,8 +14,17 @@ use crate::require;
 use crate::turn::Turn;
 
 /// BPF programs and maps of ours, by the names that the kernel keeps (15 characters).
-const OURS: [&str; 8] =
-    ["select", "select_or_migra", "members", "CONFIG", "TABLE", "SOCKETS", "LOAD", "COUNTERS"];
+const OURS: [&str; 9] = [
+    "select",
+    "select_logged",
+    "select_or_migra",
+    "members",
+    "CONFIG",
+    "TABLE",
+    "SOCKETS",
+    "LOAD",
+    "COUNTERS",
+];
 
 /// What was there when the test began. It is an exclusive [`Turn`]: take it first, and drop
 /// namespaces and workers before [`Baseline::assert_same`].

@@ -7,6 +7,7 @@ mod lint;
 mod packages;
 mod shell;
 mod test;
+mod vm;
 
 use std::process::ExitCode;
 
@@ -30,6 +31,7 @@ enum Verb {
     Lint(lint::Options),
     /// Everything that must pass before a change goes in
     Ci(ci::Options),
+    Vm(vm::Options),
 }
 
 fn main() -> ExitCode {
@@ -38,6 +40,7 @@ fn main() -> ExitCode {
         Verb::Test(options) => test::run(&options),
         Verb::Lint(options) => lint::run(&options),
         Verb::Ci(options) => ci::run(&options),
+        Verb::Vm(options) => vm::run(&options),
     };
     if let Err(error) = done {
         println!("error: {error:#}");

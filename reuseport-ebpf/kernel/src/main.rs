@@ -34,7 +34,7 @@ use stats::{CURSOR, Miss};
 /// For kernels without request migration.
 #[sk_reuseport]
 pub fn select(ctx: SkReuseportContext) -> u32 {
-    steer(&ctx, Run::Packet)
+    steer::<false>(&ctx, Run::Packet)
 }
 
 /// Also runs when a listener closes. Reading `migrating_sk` is what a kernel without migration
@@ -42,11 +42,27 @@ pub fn select(ctx: SkReuseportContext) -> u32 {
 #[sk_reuseport(migrate)]
 pub fn select_or_migrate(ctx: SkReuseportContext) -> u32 {
     let run = if ctx.migrating_sk().is_some() { Run::Migration } else { Run::Packet };
-    steer(&ctx, run)
+    steer::<false>(&ctx, run)
 }
 
+/// [`select`], with a log of what it could not steer.
+#[sk_reuseport]
+pub fn select_logged(ctx: SkReuseportContext) -> u32 {
+    steer::<true>(&ctx, Run::Packet)
+}
+
+/// [`select_or_migrate`], with a log of what it could not steer.
+#[sk_reuseport(migrate)]
+pub fn select_or_migrate_logged(ctx: SkReuseportContext) -> u32 {
+    let run = if ctx.migrating_sk().is_some() { Run::Migration } else { Run::Packet };
+    steer::<true>(&ctx, run)
+}
+
+/// A switch in a constant that the loader sets would not do for the log: without CAP_PERFMON the
+/// verifier follows the branch not taken as well, as a CPU might speculate, and refuses the program
+/// for what the log would do there (seen on 5.10, 6.1 and 6.12; 6.18 and 7.2 accept it).
 #[inline(always)]
-fn steer(ctx: &SkReuseportContext, run: Run) -> u32 {
+fn steer<const LOG: bool>(ctx: &SkReuseportContext, run: Run) -> u32 {
     let outcome = match CONFIG.get(0) {
         Some(config) => decide(&Bpf { ctx }, config, run),
         None => Outcome::Missed(Miss::NoConfig),
@@ -55,12 +71,9 @@ fn steer(ctx: &SkReuseportContext, run: Run) -> u32 {
         Outcome::Selected { slot, hit } => count(hit.index(slot)),
         Outcome::Missed(miss) => {
             count(miss.index());
-            // What the log borrows lies on the stack, beside a byte of its own. As wide as a stack
-            // slot it has a slot to itself: 5.10's verifier takes a constant stored there for a
-            // spilled register, and without CAP_PERFMON refuses to see the rest of it written.
-            let miss = miss as u64;
-            // The level is a constant once loaded: below it the verifier removes the whole call.
-            warn!(ctx, "miss {} on cpu {} hash {:x}", miss, cpu(), ctx.hash());
+            if LOG {
+                warn!(ctx, "miss {} on cpu {} hash {:x}", miss as u32, cpu(), ctx.hash());
+            }
         }
     }
     SK_PASS

@@ -29,6 +29,7 @@ pub struct LoadOptions {
 pub struct Object {
     ebpf: Ebpf,
     offsets: Result<(), btf::BtfError>,
+    log: bool,
     verifier_log: bool,
 }
 
@@ -46,9 +47,6 @@ impl Object {
     fn load_from(bytes: &[u8], options: &LoadOptions) -> Result<Self, BpfError> {
         let offsets = btf::offsets();
         let values = offsets.as_ref().copied().unwrap_or_default();
-        // 0xff and up would be "everything"; zero is below every level, so the records are dead
-        // code that the verifier removes.
-        let level: u8 = if options.log { 0xff } else { 0 };
         let log_bytes = if options.log { 1 << 17 } else { 4096 };
         let offsets_bytes: [u8; size_of::<Offsets>()] = bytemuck::cast(values);
         let mut loader = EbpfLoader::new();
@@ -60,7 +58,6 @@ impl Object {
             .map_max_entries(abi::LOAD, options.sizes.slots)
             .map_max_entries(abi::COUNTERS, options.sizes.counters())
             .map_max_entries("AYA_LOGS", log_bytes)
-            .override_global("AYA_LOG_LEVEL", &level, true)
             .override_global(abi::OFFSETS, &offsets_bytes[..], true)
             .override_global(abi::PORT, &options.port, true);
         if options.verifier_log {
@@ -68,7 +65,8 @@ impl Object {
         }
         let ebpf = loader.load(bytes).map_err(BpfError::sort("create the BPF maps", Cap::Bpf))?;
         let offsets = offsets.map(drop);
-        Ok(Self { ebpf, offsets, verifier_log: options.verifier_log })
+        let &LoadOptions { log, verifier_log, .. } = options;
+        Ok(Self { ebpf, offsets, log, verifier_log })
     }
 
     /// Loads the steering program and says whether it is the one that migrates.
@@ -76,13 +74,38 @@ impl Object {
     /// The migrating one is tried first; a kernel that has no migration refuses to let a program
     /// read `migrating_sk`. That refusal is the probe: versions and the sysctl mislead.
     pub fn load_steering(&mut self) -> Result<bool, BpfError> {
-        match self.load_program(abi::PROGRAM_SELECT_OR_MIGRATE) {
+        match self.load_program(self.program_name(true)) {
             Ok(()) => Ok(true),
             Err(BpfError::Verifier { .. }) => {
-                self.load_program(abi::PROGRAM_SELECT)?;
+                self.load_program(self.program_name(false)).map_err(|error| self.explain(error))?;
                 Ok(false)
             }
             Err(error) => Err(error),
+        }
+    }
+
+    /// The steering program that was asked for.
+    fn program_name(&self, migrates: bool) -> &'static str {
+        match (migrates, self.log) {
+            (true, false) => abi::PROGRAM_SELECT_OR_MIGRATE,
+            (false, false) => abi::PROGRAM_SELECT,
+            (true, true) => abi::PROGRAM_SELECT_OR_MIGRATE_LOGGED,
+            (false, true) => abi::PROGRAM_SELECT_LOGGED,
+        }
+    }
+
+    /// On older kernels (6.12 is one, 6.18 is not) the programs that log do not pass the verifier
+    /// without `CAP_PERFMON`; what the verifier says does not name it.
+    fn explain(&self, error: BpfError) -> BpfError {
+        let confinement = Confinement::read();
+        match error {
+            BpfError::Verifier { .. } if self.log && !confinement.has(Cap::Perfmon) => {
+                BpfError::NotPermitted {
+                    action: "load a program that logs".to_owned(),
+                    reason: confinement.explain(Cap::Perfmon),
+                }
+            }
+            error => error,
         }
     }
 
@@ -102,7 +125,7 @@ impl Object {
             let missing = || BpfError::Shape(format!("the object has no map {name}"));
             self.ebpf.map(name).ok_or_else(missing)?.pin(directory.join(name))?;
         }
-        let name = if migrates { abi::PROGRAM_SELECT_OR_MIGRATE } else { abi::PROGRAM_SELECT };
+        let name = self.program_name(migrates);
         Ok(self.program::<SkReuseport>(name)?.pin(directory.join(program))?)
     }
 
