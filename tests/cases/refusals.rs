@@ -10,7 +10,8 @@ use reuseport_tests::binary::Cli;
 use reuseport_tests::bpffs::Bpffs;
 use reuseport_tests::client::{Target, burst};
 use reuseport_tests::cpus;
-use reuseport_tests::hostile::seccomp;
+use reuseport_tests::hostile::{Deed, Stranger, attach_classic, seccomp};
+use reuseport_tests::leak::Baseline;
 use reuseport_tests::process::tool;
 use reuseport_tests::worker::{Spec, Style, Worker};
 
@@ -82,8 +83,8 @@ fn a_group_of_one_beside_another() {
 
 #[test]
 fn multipath_listeners() {
+    // Built without it, the kernel has no such listeners.
     if !Path::new("/proc/sys/net/mptcp").exists() {
-        eprintln!("skipped: this kernel has no MPTCP");
         return;
     }
     let spec = Spec { mptcp: true, ..Spec::default() };
@@ -265,4 +266,22 @@ fn the_lock_is_waited_for_and_named() {
     });
     scene.steered();
     scene.cli("detach", &[]).run().ok();
+}
+
+/// Late refusals: the object is loaded, its maps are pinned aside, one listener is in the map.
+#[test]
+fn refusals_leave_no_program() {
+    let before = Baseline::take();
+    {
+        let mut scene = Scene::new();
+        let getfd = seccomp(libc::EPERM, &[libc::SYS_pidfd_getfd]);
+        scene.refuses(&scene.cli("attach", &[]).through(getfd), 5, &["seccomp"]);
+        let stranger = Stranger::start(&scene.netns, &scene.workers[1], Deed::Map);
+        scene.refuses(&scene.cli("attach", &[]), 7, &["socket map"]);
+        drop(stranger);
+        attach_classic(&scene.netns, &scene.workers[0]);
+        scene.refuses(&scene.cli("attach", &[]), 7, &["classic BPF program"]);
+        scene.workers.clear();
+    }
+    before.assert_same();
 }

@@ -38,23 +38,15 @@ pub struct Stranger {
 impl Stranger {
     /// Does it to the first listener of `worker`; what was attached outlives it.
     pub fn start(netns: &Netns, worker: &Worker, deed: Deed) -> Self {
-        let mut command = match deed {
-            Deed::Program => script(netns, "attach", worker),
-            Deed::ProgramWithMap => script(netns, "attach", worker),
-            Deed::Map => script(netns, "hold", worker),
+        let (verb, map) = match deed {
+            Deed::Program => ("attach", Some("none")),
+            Deed::ProgramWithMap => ("attach", Some("array")),
+            Deed::Map => ("hold", None),
         };
-        match deed {
-            Deed::Program => _ = command.arg("none"),
-            Deed::ProgramWithMap => _ = command.arg("array"),
-            Deed::Map => {}
-        }
+        let mut command = script(netns, verb, worker);
+        command.args(map);
         let (child, stdin) = ready(&mut command);
         Self { _child: child, _stdin: stdin }
-    }
-
-    /// Its process id.
-    pub fn pid(&self) -> u32 {
-        self._child.pid()
     }
 }
 

@@ -175,16 +175,17 @@ fn kernel_btf() -> Result<&'static Btf, BpfError> {
 mod tests {
     use super::*;
 
-    /// The migrating program under the other one's attach type: there the kernel refuses its look at
-    /// `migrating_sk`, as one before 5.14 does.
+    /// As a kernel before 5.14 refuses the migrating program: for a field that `sk_reuseport_md` does
+    /// not have, here the one after `migrating_sk`.
     fn refused(verifier_log: bool) -> String {
-        let (before, after) = (b"sk_reuseport/migrate\0", b"sk_reuseport\0migrate\0");
         let mut bytes = reuseport_ebpf::STEER.to_vec();
-        let places: Vec<_> =
-            (0..bytes.len()).filter(|&at| bytes[at..].starts_with(before)).collect();
-        assert!(!places.is_empty(), "the object has no such section");
-        for at in places {
-            bytes[at..at + after.len()].copy_from_slice(after);
+        let (code, _) = bytes.as_chunks_mut::<8>();
+        // `BPF_LDX | BPF_MEM | BPF_DW`, any registers, offset 48.
+        let reads: Vec<_> =
+            code.iter_mut().filter(|it| it[0] == 0x79 && it[2..] == [48, 0, 0, 0, 0, 0]).collect();
+        assert!(!reads.is_empty(), "the object does not read migrating_sk");
+        for read in reads {
+            read[2] = 56;
         }
         let sizes = Sizes::for_group(1, 1);
         let options = LoadOptions { sizes, port: 1, log: false, verifier_log };

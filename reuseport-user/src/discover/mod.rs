@@ -15,9 +15,11 @@ mod sock_diag;
 mod target;
 mod workers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::path::Path;
+use std::thread::sleep;
+use std::time::Duration;
 
 pub use error::{Candidate, DiscoverError};
 pub use target::{NetnsChoice, Target};
@@ -26,6 +28,11 @@ use self::namespaces::{Found, Place};
 use self::sock_diag::{Kind, Socket};
 use crate::model::{Group, GroupKey, Holder, Listener, Netns, Protocol, Served};
 use crate::sys::caps::{Cap, Confinement};
+
+/// How often, and how far apart, listeners that nobody seems to serve are looked at again. Arbitrary:
+/// an exit takes microseconds, on a busy host a time slice.
+const LOOKS_BACK: usize = 3;
+const LOOK_BACK_PAUSE: Duration = Duration::from_millis(4);
 
 /// Finds the groups that `target` means, their listeners, and who serves them.
 ///
@@ -48,7 +55,39 @@ pub fn discover(target: &Target) -> Result<Vec<Group>, DiscoverError> {
     }
     let mut groups = group(place.netns(), target.protocol, sockets, holders.by_inode);
     workers::assign(&mut groups, &reason);
+    forget_gone(&mut groups, &mut place, target)?;
+    if groups.is_empty() {
+        return Err(namespaces::nobody(
+            place,
+            target,
+            "the namespace whose listeners just went away".into(),
+        ));
+    }
     Ok(groups)
+}
+
+/// Leaves out listeners whose worker ended while we looked at it: what nobody can be seen to serve
+/// may be gone by now.
+fn forget_gone(
+    groups: &mut Vec<Group>,
+    place: &mut Place,
+    target: &Target,
+) -> Result<(), DiscoverError> {
+    for _ in 0..LOOKS_BACK {
+        let unknown = |it: &Listener| matches!(it.served, Served::Unknown(_));
+        if !groups.iter().flat_map(|group| &group.listeners).any(unknown) {
+            break;
+        }
+        // A process that ends lets go of its descriptors first, and of the sockets right after.
+        sleep(LOOK_BACK_PAUSE);
+        let sockets = place.list(target.protocol.into(), target.port)?;
+        let alive: BTreeSet<u64> = sockets.iter().map(|socket| socket.cookie).collect();
+        for group in groups.iter_mut() {
+            group.listeners.retain(|it| alive.contains(&it.cookie));
+        }
+        groups.retain(|group| !group.listeners.is_empty());
+    }
+    Ok(())
 }
 
 /// Keeps the sockets on the addresses that were asked for.

@@ -213,7 +213,7 @@ fn ambiguous(port: u16, found: Vec<Found>) -> DiscoverError {
 }
 
 /// The error that says where we looked, and what is there instead.
-fn nobody(mut place: Place, target: &Target, looked: String) -> DiscoverError {
+pub(crate) fn nobody(mut place: Place, target: &Target, looked: String) -> DiscoverError {
     let Target { port, protocol, .. } = *target;
     let mut instead = |kind| place.list(kind, port).is_ok_and(|sockets| !sockets.is_empty());
     let hint = match protocol {

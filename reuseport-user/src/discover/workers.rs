@@ -11,6 +11,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use super::evidence::sample::{self, Process};
 use crate::model::{Evidence, Group, Holder, Pid, Served, Worker};
 
+/// What to do where discovery cannot know.
+const REMEDY: &str = "say who does: --worker PID[/TID]=CPU, or --order CPUS";
 /// What it takes to look at threads. `/proc/PID/task/TID/syscall` is its user's to read.
 const POWER: &str = "CAP_SYS_PTRACE is missing or, where another user runs it, CAP_DAC_READ_SEARCH";
 
@@ -126,13 +128,13 @@ fn in_family(family: &[&Process], inode: u64, shares: &Shares) -> Served {
     let chosen: Vec<&Process> = if proven.is_empty() {
         if let Some(process) = family.iter().find(|process| process.io_uring) {
             return Served::Unknown(format!(
-                "process {} ({}) uses io_uring, which does not show who accepts",
+                "process {} ({}) uses io_uring, which does not show who accepts; {REMEDY}",
                 process.pid, process.name
             ));
         }
         if let Some(process) = family.iter().find(|process| process.denied) {
             return Served::Unknown(format!(
-                "{} processes hold it and process {} ({}) may not be looked at ({POWER})",
+                "{} processes hold it and process {} ({}) may not be looked at ({POWER}); {REMEDY}",
                 family.len(),
                 process.pid,
                 process.name
@@ -165,7 +167,7 @@ fn in_family(family: &[&Process], inode: u64, shares: &Shares) -> Served {
     }
     if workers.is_empty() {
         return Served::Unknown(format!(
-            "{} processes hold it and none was seen accepting from it",
+            "{} processes hold it and none was seen accepting from it; {REMEDY}",
             family.len()
         ));
     }
@@ -207,7 +209,7 @@ fn in_process(process: &Process, inode: u64, shares: &Shares, weakest: Evidence)
     if takes_turns || (uniform && !sharded) {
         if process.io_uring && share.listeners > 1 && strongest.or(polls).is_none() {
             return Served::Unknown(format!(
-                "process {} ({}) uses io_uring, which does not show which thread accepts",
+                "process {} ({}) uses io_uring, which does not show which thread accepts; {REMEDY}",
                 process.pid, process.name
             ));
         }
@@ -222,7 +224,7 @@ fn in_process(process: &Process, inode: u64, shares: &Shares, weakest: Evidence)
             "no thread was seen waiting for it, they are busy"
         };
         return Served::Unknown(format!(
-            "the threads of process {} ({}) run on different CPUs and {why}",
+            "the threads of process {} ({}) run on different CPUs and {why}; {REMEDY}",
             process.pid, process.name
         ));
     }

@@ -52,9 +52,8 @@ pub enum SteerError {
     },
     /// It is not known who serves a listener, so it is not known on which CPU.
     #[error(
-        "{group}: it cannot be seen who serves {count} of {of} listeners ({reason}); say it with \
-         --worker PID[/TID]=CPU, or with --order CPUS (in order of creation), or choose \
-         --policy hash"
+        "{group}: it cannot be seen who serves {count} of {of} listeners: {reason}; or choose \
+         --policy hash, which need not know"
     )]
     UnknownWorkers {
         /// The group.
