@@ -13,6 +13,7 @@ pub mod load;
 pub mod netns;
 pub mod process;
 pub mod require;
+pub mod scene;
 pub mod servers;
 pub mod sys;
 pub mod turn;

@@ -16,7 +16,7 @@ use crate::model::{Cpu, Group, GroupKey, Listener, Protocol};
 use crate::plan::policy_str;
 use crate::topology::Topology;
 
-use super::{Notice, Settings, SteerError, discover_everywhere, ownership};
+use super::{Notice, Settings, SteerError, discover_everywhere, lives, named_netns, ownership};
 
 mod problems;
 
@@ -150,9 +150,13 @@ pub fn status(
             look(&target, groups)?;
         }
     }
+    let netns = target.map_or(Ok(None), named_netns)?;
     for (directory, pinned) in pins.list()? {
         if !seen.contains(&directory) {
-            statuses.extend(leftover(&directory, pinned, target));
+            let leftover = leftover(&directory, pinned, target);
+            statuses.extend(leftover.filter(|it| {
+                netns.is_none_or(|netns| it.group.netns == netns) && !lives(&it.group)
+            }));
         }
     }
     Ok(statuses)
