@@ -14,7 +14,7 @@ use crate::discover::acquire::{AcquireError, with_listener};
 use crate::discover::overrides::Overrides;
 use crate::discover::{Target, discover};
 use crate::model::{Group, Listener, Served};
-use crate::plan::{NORMAL_WEIGHT, Plan, Request, Seat, plan};
+use crate::plan::{MAX_ENTRIES, NORMAL_WEIGHT, Plan, Request, Seat, USUAL_LANES, plan};
 use crate::topology::Topology;
 
 use super::fill::{Slots, assign, fill};
@@ -225,7 +225,10 @@ impl Job<'_> {
         let pins = pins.lock()?;
         // Planned before anything is touched: what cannot be planned has no side effect.
         let draft = self.plan(&assign(&self.group.listeners, &[]))?;
-        let sizes = Sizes::for_group(self.group.listeners.len(), draft.table.len());
+        // Room for weights from the start: they are then a write to maps.
+        let usual = self.topology.rows().saturating_mul(USUAL_LANES / 2).min(MAX_ENTRIES / 2);
+        let entries = draft.table.len().max(usual as usize);
+        let sizes = Sizes::for_group(self.group.listeners.len(), entries);
         let mut object = self.load(sizes)?;
         let attached = ownership::attached(&mut object, &self.group, &self.options.target)?;
         ownership::recover(&pins, &self.group, &attached)?;
