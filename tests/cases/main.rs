@@ -1,14 +1,21 @@
 //! The integration tests: one binary, a module for each subject. Run by `sudo cargo xtask test`.
 
+mod concurrency;
 mod foreign;
 mod haproxy;
 mod harness;
+mod lifecycle;
 mod nginx;
 mod pgbouncer;
+mod placement;
 mod privileges;
 mod programs;
 mod races;
 mod readme;
 mod refusals;
+mod replan;
 mod scene;
+mod selection;
+mod soak;
+mod status;
 mod usage;

@@ -6,7 +6,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
@@ -160,13 +160,41 @@ pub fn connect(netns: &Netns, cpu: u32, target: &Target) -> Result<Reply, Failur
     })
 }
 
+/// One datagram and its answer, from a socket of its own on the calling thread.
+pub fn datagram(target: &Target) -> Result<Reply, Failure> {
+    let socket = match target.address {
+        SocketAddr::V4(_) => UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0))?,
+        SocketAddr::V6(_) => UdpSocket::bind((Ipv6Addr::UNSPECIFIED, 0))?,
+    };
+    socket.set_read_timeout(Some(target.timeout))?;
+    socket.connect(target.address)?;
+    socket.send(b"?")?;
+    let mut bytes = [0; 1024];
+    let length = socket.recv(&mut bytes)?;
+    Ok(Reply(String::from_utf8_lossy(&bytes[..length]).into_owned()))
+}
+
+/// `count` datagrams from `cpu` in `netns`, one after the other.
+pub fn datagrams(netns: &Netns, cpu: u32, target: &Target, count: u32) -> Tally {
+    repeat(netns, cpu, count, || datagram(target))
+}
+
 /// `count` connections from `cpu` in `netns`, one after the other.
 pub fn burst(netns: &Netns, cpu: u32, target: &Target, count: u32) -> Tally {
+    repeat(netns, cpu, count, || exchange(target))
+}
+
+fn repeat(
+    netns: &Netns,
+    cpu: u32,
+    count: u32,
+    one: impl Fn() -> Result<Reply, Failure> + Sync,
+) -> Tally {
     netns.run_in(|| {
         sys::pin(0, &[cpu]).unwrap_or_else(|error| panic!("run on CPU {cpu}: {error}"));
         let mut tally = Tally::default();
         for _ in 0..count {
-            tally.add(cpu, exchange(target));
+            tally.add(cpu, one());
         }
         tally
     })

@@ -16,6 +16,7 @@ pub mod netns;
 pub mod observe;
 pub mod process;
 pub mod require;
+pub mod scene;
 pub mod servers;
 pub mod steer;
 pub mod sys;

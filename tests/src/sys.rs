@@ -254,3 +254,21 @@ pub fn poll(fds: &[RawFd]) -> io::Result<RawFd> {
         .map(|polled| polled.fd)
         .ok_or_else(|| io::Error::from(io::ErrorKind::Interrupted))
 }
+
+/// Receives one datagram, blocking as the socket is, and answers its sender.
+pub fn answer(socket: RawFd, reply: impl FnOnce() -> String) -> io::Result<()> {
+    let mut byte = 0_u8;
+    // SAFETY: a sockaddr_storage is plain numbers, all zero is valid.
+    let mut sender: libc::sockaddr_storage = unsafe { zeroed() };
+    let mut length = size_of::<libc::sockaddr_storage>() as libc::socklen_t;
+    let from = (&raw mut sender).cast();
+    // SAFETY: room for one byte and for any address is promised and given.
+    let got =
+        unsafe { libc::recvfrom(socket, (&raw mut byte).cast(), 1, 0, from, &raw mut length) };
+    check(got as libc::c_int)?;
+    let text = reply();
+    let to = (&raw const sender).cast();
+    // SAFETY: pointers and lengths describe `text` and the address that the kernel just filled in.
+    let sent = unsafe { libc::sendto(socket, text.as_ptr().cast(), text.len(), 0, to, length) };
+    check(sent as libc::c_int).map(drop)
+}

@@ -61,8 +61,10 @@ pub struct Spec {
     pub v6only: bool,
     /// `IPPROTO_MPTCP`.
     pub mptcp: bool,
-    /// A UDP socket instead, bound and never read.
+    /// A UDP socket instead; unless told not to listen, every datagram is answered.
     pub udp: bool,
+    /// `TCP_DEFER_ACCEPT`: a connection reaches the accept queue with its first data.
+    pub defer: bool,
     /// Whether to listen at once, or on [`Worker::tell`]`("listen")`.
     pub listen: bool,
     /// The backlog.
@@ -86,6 +88,7 @@ impl Default for Spec {
             v6only: false,
             mptcp: false,
             udp: false,
+            defer: false,
             listen: true,
             backlog: 511,
             device: None,
@@ -112,6 +115,7 @@ impl Spec {
             (self.v6only, "v6only"),
             (self.mptcp, "mptcp"),
             (self.udp, "udp"),
+            (self.defer, "defer"),
             (!self.listen, "no-listen"),
         ];
         args.extend(flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name.to_owned()));
@@ -180,7 +184,7 @@ impl Worker {
 
     /// Gives it a command and returns its answer; fails the test on an error.
     ///
-    /// `listen`; `stop` (accept nothing more; in style `Accept` one more each) and `resume`;
+    /// `listen`; `relisten` (with another backlog); `close first` (its first listener only); `stop` (accept nothing more; in style `Accept` one more each) and `resume`;
     /// `close` (its listeners, not in style `Accept` or `Poll`); `stats` (`{"accepted": [..]}` by
     /// listener); `exit`.
     pub fn tell(&mut self, command: &str) -> Value {

@@ -48,6 +48,10 @@ mod spread;
 /// Most entries (`rows * lanes`) that a plan may have.
 pub const MAX_ENTRIES: u32 = 1 << 20;
 
+/// Entries per row that a plan needs at most, unless many workers live on one CPU: enough for any
+/// percentage. A table with room for it never has to be replaced because of weights.
+pub const USUAL_LANES: u32 = 128;
+
 /// How many seats a dead one's load is spread over, where that many are equally near. It costs as
 /// many lanes: eight entries are one cache line.
 const SPREAD: u32 = 8;

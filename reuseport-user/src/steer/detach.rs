@@ -7,11 +7,11 @@ use serde::Serialize;
 use crate::bpf::owner::Attached;
 use crate::bpf::pins::{self, LockedPins, Pins, PinsError};
 use crate::discover::acquire::{AcquireError, with_listener};
-use crate::discover::{DiscoverError, NetnsChoice, Target, discover};
+use crate::discover::{DiscoverError, Target, discover};
 use crate::model::{Group, GroupKey};
 
 use super::ownership::{self, Census};
-use super::{Notice, Settings, SteerError, discover_everywhere};
+use super::{Notice, Settings, SteerError, lives};
 
 /// What became of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -152,19 +152,6 @@ pub(super) fn clear_dead(
         }
     }
     Ok(reports)
-}
-
-/// Whether the group has listeners, whatever address and namespace the target named. What cannot
-/// be seen counts as alive: pins that stay cost less than pins that are missed.
-fn lives(key: &GroupKey) -> bool {
-    let all = Target {
-        port: key.address.port(),
-        addrs: Vec::new(),
-        netns: NetnsChoice::Auto,
-        protocol: key.protocol,
-    };
-    let has = |groups: &Vec<Group>| groups.iter().any(|group| group.key == *key);
-    discover_everywhere(&all).map_or(true, |found| found.iter().any(|(_, groups)| has(groups)))
 }
 
 fn names_port(directory: &Path, target: &Target) -> bool {

@@ -22,7 +22,7 @@ use serde::Serialize;
 pub use status::{GroupStatus, status};
 
 use crate::discover::{DiscoverError, NetnsChoice, Target, discover};
-use crate::model::{Group, Pid};
+use crate::model::{Group, GroupKey, Pid};
 use crate::sys::netns;
 
 /// Where pins live and how much the verifier says: the same for every use case.
@@ -88,6 +88,38 @@ fn discover_everywhere(all: &Target) -> Result<Vec<(Target, Vec<Group>)>, SteerE
         }
         Err(error) => Err(error.into()),
     }
+}
+
+/// Whether the group has listeners, whatever address and namespace the target named. What cannot
+/// be seen counts as alive: pins that stay cost less than pins that are missed.
+fn lives(key: &GroupKey) -> bool {
+    let all = Target {
+        port: key.address.port(),
+        addrs: Vec::new(),
+        netns: NetnsChoice::Auto,
+        protocol: key.protocol,
+    };
+    let has = |groups: &Vec<Group>| groups.iter().any(|group| group.key == *key);
+    discover_everywhere(&all).map_or(true, |found| found.iter().any(|(_, groups)| has(groups)))
+}
+
+/// Cookie of the namespace that the target names, if it names one.
+fn named_netns(target: &Target) -> Result<Option<u64>, SteerError> {
+    let path = match &target.netns {
+        NetnsChoice::Auto => return Ok(None),
+        NetnsChoice::Pid(pid) => PathBuf::from(format!("/proc/{pid}/ns/net")),
+        NetnsChoice::Path(path) => path.clone(),
+    };
+    let opened = netns::open(&path).and_then(|file| Ok((file, netns::inode(&path)?)));
+    let (file, inode) = opened.map_err(|source| DiscoverError::OpenNetns { path, source })?;
+    // To enter one's own takes CAP_SYS_ADMIN too.
+    let own = netns::inode(netns::OWN.as_ref()).is_ok_and(|own| own == inode);
+    let cookie = if own {
+        netns::cookie(inode)
+    } else {
+        netns::inside(&file, || netns::cookie(inode)).map_err(DiscoverError::from)?
+    };
+    Ok(Some(cookie.map_err(DiscoverError::from)?))
 }
 
 /// Runs `work` in the network namespace of `group`.

@@ -17,7 +17,7 @@ use crate::plan::policy_str;
 use crate::topology::Topology;
 
 use super::ownership::{self, Census};
-use super::{Notice, Settings, SteerError, discover_everywhere};
+use super::{Notice, Settings, SteerError, discover_everywhere, lives, named_netns};
 
 mod problems;
 
@@ -157,9 +157,13 @@ pub fn status(
             look(&target, groups)?;
         }
     }
+    let netns = target.map_or(Ok(None), named_netns)?;
     for (directory, pinned) in pins.list()? {
         if !seen.contains(&directory) {
-            statuses.extend(leftover(&directory, pinned, target));
+            let leftover = leftover(&directory, pinned, target);
+            statuses.extend(leftover.filter(|it| {
+                netns.is_none_or(|netns| it.group.netns == netns) && !lives(&it.group)
+            }));
         }
     }
     Ok(statuses)

@@ -112,6 +112,9 @@ fn bound(options: &Options) -> io::Result<OwnedFd> {
     if !options.flag("udp") {
         set(libc::SOL_SOCKET, libc::SO_REUSEADDR, 1)?;
     }
+    if options.flag("defer") {
+        set(libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, 30)?;
+    }
     if !options.flag("no-reuseport") {
         set(libc::SOL_SOCKET, libc::SO_REUSEPORT, 1)?;
     }
@@ -128,18 +131,19 @@ fn bound(options: &Options) -> io::Result<OwnedFd> {
 
 /// Listens, starts the serving threads and says who they are.
 fn listen(shared: &Arc<Shared>, start: &mpsc::Sender<mpsc::Sender<i32>>) -> io::Result<Vec<i32>> {
-    if shared.options.flag("udp") {
-        return Ok(Vec::new());
-    }
-    let backlog = shared.options.number("backlog") as i32;
-    for listener in shared.listeners.lock().unwrap_or_else(PoisonError::into_inner).iter().flatten()
-    {
-        sys::listen(listener.as_fd(), backlog)?;
+    if !shared.options.flag("udp") {
+        set_backlog(shared, shared.options.number("backlog") as i32)?;
     }
     let (tell, tids) = mpsc::channel();
     start.send(tell).expect("main waits for this");
     let count = if threaded(&shared.options) { shared.fds.len() } else { 1 };
     Ok(tids.iter().take(count).collect())
+}
+
+/// `listen` on every listener: the first time it makes them listen, again it changes the backlog.
+fn set_backlog(shared: &Shared, backlog: i32) -> io::Result<()> {
+    let listeners = shared.listeners.lock().unwrap_or_else(PoisonError::into_inner);
+    listeners.iter().flatten().try_for_each(|listener| sys::listen(listener.as_fd(), backlog))
 }
 
 /// Reads commands until `exit` or the end of stdin, then ends the process.
@@ -155,6 +159,11 @@ fn obey(shared: &Arc<Shared>, cookies: &[u64], start: &mpsc::Sender<mpsc::Sender
                 let mut stopped = shared.stopped.lock().unwrap_or_else(PoisonError::into_inner);
                 *stopped = command == "stop";
                 shared.resumed.notify_all();
+                Ok(json!({}))
+            }
+            "relisten" => set_backlog(shared, 7).map(|()| json!({})),
+            "close first" => {
+                shared.listeners.lock().unwrap_or_else(PoisonError::into_inner)[0] = None;
                 Ok(json!({}))
             }
             "close" => {
@@ -223,6 +232,12 @@ fn serve_with(shared: &Shared, style: &str, fds: &[RawFd]) {
         if style != "accept" {
             wait_while_stopped(shared);
         }
+        if shared.options.flag("udp") {
+            let place = count(shared, ready);
+            // A client that went away is its own business.
+            drop(sys::answer(ready, || line(shared, place, None)));
+            continue;
+        }
         let Ok(connection) = sys::accept(ready) else {
             // Closed under us: nothing will ever come.
             wait_while_stopped(shared);
@@ -232,10 +247,18 @@ fn serve_with(shared: &Shared, style: &str, fds: &[RawFd]) {
         if style == "accept" {
             wait_while_stopped(shared);
         }
-        let place = shared.fds.iter().position(|&fd| fd == ready).unwrap_or(0);
-        shared.accepted[place].fetch_add(1, Relaxed);
-        reply(shared, place, connection);
+        let place = count(shared, ready);
+        let line = line(shared, place, sys::incoming_cpu(connection.as_fd()).ok());
+        // A client that went away is its own business.
+        drop(File::from(connection).write_all(line.as_bytes()));
     }
+}
+
+/// Counts a connection or datagram of the listener `fd`; its place among the listeners.
+fn count(shared: &Shared, fd: RawFd) -> usize {
+    let place = shared.fds.iter().position(|&it| it == fd).unwrap_or(0);
+    shared.accepted[place].fetch_add(1, Relaxed);
+    place
 }
 
 fn wait_while_stopped(shared: &Shared) {
@@ -248,14 +271,14 @@ fn wait_while_stopped(shared: &Shared) {
     );
 }
 
-fn reply(shared: &Shared, place: usize, connection: OwnedFd) {
+/// What it answers.
+fn line(shared: &Shared, place: usize, incoming_cpu: Option<i32>) -> String {
     let line = json!({
         "worker": shared.options.number("index") as usize + place,
         "pid": std::process::id(),
         "tid": sys::thread_id(),
         "cpu": sys::current_cpu(),
-        "incoming_cpu": sys::incoming_cpu(connection.as_fd()).ok(),
+        "incoming_cpu": incoming_cpu,
     });
-    // A client that went away is its own business.
-    drop(File::from(connection).write_all(format!("{line}\n").as_bytes()));
+    format!("{line}\n")
 }

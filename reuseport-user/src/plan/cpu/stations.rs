@@ -3,10 +3,10 @@
 use crate::model::Cpu;
 use crate::plan::near::Near;
 use crate::plan::share::{self, Dealer};
-use crate::plan::{MAX_ENTRIES, NORMAL_WEIGHT, PlanError, SPREAD, Seat, SeatPlan};
+use crate::plan::{MAX_ENTRIES, NORMAL_WEIGHT, PlanError, SPREAD, Seat, SeatPlan, USUAL_LANES};
 
 /// Entries per row up to which shares are made exact: enough for any percentage.
-const FINE: u64 = 128;
+const FINE: u64 = USUAL_LANES as u64;
 
 /// Entries per worker up to which shares are made exact where many live on one CPU.
 const FINE_EACH: u64 = 8;

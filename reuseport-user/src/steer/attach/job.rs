@@ -11,7 +11,7 @@ use crate::bpf::owner::{self, Attached};
 use crate::bpf::pins::{LockedPins, Pinned, Pins};
 use crate::discover::acquire::{AcquireError, with_listener};
 use crate::model::{Group, Listener};
-use crate::plan::{NORMAL_WEIGHT, Plan, Request, Seat, plan};
+use crate::plan::{MAX_ENTRIES, NORMAL_WEIGHT, Plan, Request, Seat, USUAL_LANES, plan};
 use crate::topology::Topology;
 
 use super::super::fill::{Slots, assign, fill};
@@ -54,8 +54,11 @@ impl<'a> Job<'a> {
     /// The object, with maps of the size that the group needs.
     pub(super) fn load(&self) -> Result<Object, SteerError> {
         let plan = self.plan(&assign(&self.group.listeners, &[]))?;
+        // Room for weights from the start: they are then a write to maps.
+        let usual = self.topology.rows().saturating_mul(USUAL_LANES / 2).min(MAX_ENTRIES / 2);
+        let entries = plan.table.len().max(usual as usize);
         let options = LoadOptions {
-            sizes: Sizes::for_group(self.group.listeners.len(), plan.table.len()),
+            sizes: Sizes::for_group(self.group.listeners.len(), entries),
             port: self.group.key.address.port(),
             log: self.options.log,
             verifier_log: self.options.settings.verifier_log,
