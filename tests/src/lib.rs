@@ -10,6 +10,7 @@ pub mod binary;
 pub mod client;
 pub mod leak;
 pub mod load;
+pub mod measure;
 pub mod netns;
 pub mod process;
 pub mod require;
