@@ -104,11 +104,11 @@ impl fmt::Display for Spread {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { count, median, p10, p90, confidence: (low, high) } = self;
         let digits = f.precision().unwrap_or(3);
-        let part = format!(
+        write!(
+            f,
             "{median:.digits$}  [p10..p90 {p10:.digits$}..{p90:.digits$}]  \
              95% CI {low:.digits$}..{high:.digits$}  n={count}"
-        );
-        f.pad(&part)
+        )
     }
 }
 

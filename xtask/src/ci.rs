@@ -3,7 +3,7 @@
 use anyhow::Result;
 
 use crate::shell::Steps;
-use crate::{build_ebpf, lint, test};
+use crate::{bench, build_ebpf, lint, test};
 
 /// No choices: the same everywhere.
 #[derive(Debug, clap::Args)]
@@ -14,5 +14,6 @@ pub(crate) fn run(_: &Options) -> Result<()> {
     steps.step("lint", || lint::run(&lint::Options {}));
     steps.step("build-ebpf --check", || build_ebpf::run(&build_ebpf::Options { check: true }));
     steps.step("test", || test::run(&test::Options::default()));
+    steps.step("bench --quick", || bench::run(&bench::Options::quick()));
     steps.finish()
 }
