@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use aya::programs::{Iter, Program, ProgramError, SkReuseport};
-use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use reuseport_common::abi::{self, Offsets};
 
 use super::maps::{self, Sizes};
@@ -27,7 +27,7 @@ pub struct LoadOptions {
 #[derive(Debug)]
 pub struct Object {
     ebpf: Ebpf,
-    offsets: Result<(), btf::BtfError>,
+    kernel: Result<btf::Kernel, btf::BtfError>,
     verifier_log: bool,
 }
 
@@ -39,8 +39,8 @@ pub fn fingerprint() -> u64 {
 impl Object {
     /// Creates the maps.
     pub fn load(options: &LoadOptions) -> Result<Self, BpfError> {
-        let offsets = btf::offsets();
-        let values = offsets.as_ref().copied().unwrap_or_default();
+        let kernel = btf::kernel();
+        let values = kernel.as_ref().map_or_else(|_| Offsets::default(), |it| it.offsets);
         // 0xff and up would be "everything"; zero is below every level, so the records are dead
         // code that the verifier removes.
         let level: u8 = if options.log { 0xff } else { 0 };
@@ -62,8 +62,7 @@ impl Object {
         let ebpf = loader
             .load(reuseport_ebpf::STEER)
             .map_err(BpfError::sort("create the BPF maps", Cap::Bpf))?;
-        let offsets = offsets.map(drop);
-        Ok(Self { ebpf, offsets, verifier_log: options.verifier_log })
+        Ok(Self { ebpf, kernel, verifier_log: options.verifier_log })
     }
 
     /// Loads the steering program and says whether it is the one that migrates.
@@ -107,7 +106,10 @@ impl Object {
     ///
     /// 5.9 with BTF; `CAP_PERFMON` beside `CAP_BPF`.
     pub(super) fn load_iterator(&mut self) -> Result<&mut Iter, BpfError> {
-        std::mem::replace(&mut self.offsets, Ok(()))?;
+        // The reason is told once; whoever asks again learns only that there is none.
+        let unknown = Err(btf::BtfError::Malformed);
+        let kernel = std::mem::replace(&mut self.kernel, unknown)?;
+        self.kernel = Ok(kernel);
         let confinement = Confinement::read();
         if !confinement.has(Cap::Perfmon) {
             // The verifier would only say that it does not know a helper.
@@ -120,7 +122,7 @@ impl Object {
         let name = abi::PROGRAM_LIST_MEMBERS;
         let sort = BpfError::sort_load(name, self.verifier_log);
         let program = self.program::<Iter>(name)?;
-        let btf = Btf::from_sys_fs().map_err(|error| BpfError::Load(error.into()))?;
+        let btf = kernel.stand_in().map_err(|error| BpfError::Load(error.into()))?;
         program.load("tcp", &btf).map_err(sort)?;
         Ok(program)
     }
