@@ -5,6 +5,7 @@ mod foreign;
 mod haproxy;
 mod harness;
 mod lifecycle;
+mod measure;
 mod nginx;
 mod pgbouncer;
 mod placement;

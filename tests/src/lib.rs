@@ -12,6 +12,7 @@ pub mod client;
 pub mod hostile;
 pub mod leak;
 pub mod load;
+pub mod measure;
 pub mod netns;
 pub mod observe;
 pub mod process;

@@ -1,6 +1,7 @@
 //! The project's chores, each a verb with a file of its own: `cargo xtask --help`.
 #![expect(clippy::print_stdout, reason = "a command-line program speaks on stdout")]
 
+mod bench;
 mod build_ebpf;
 mod ci;
 mod lint;
@@ -27,6 +28,8 @@ enum Verb {
     BuildEbpf(build_ebpf::Options),
     /// Run every test: unit, documentation, and on the real kernel (as root)
     Test(test::Options),
+    /// Measure: what steering gains, what it costs
+    Bench(bench::Options),
     /// Check format, lints, documentation and the rules of the house
     Lint(lint::Options),
     /// Everything that must pass before a change goes in
@@ -38,6 +41,7 @@ fn main() -> ExitCode {
     let done = match Cli::parse().verb {
         Verb::BuildEbpf(options) => build_ebpf::run(&options),
         Verb::Test(options) => test::run(&options),
+        Verb::Bench(options) => bench::run(&options),
         Verb::Lint(options) => lint::run(&options),
         Verb::Ci(options) => ci::run(&options),
         Verb::Vm(options) => vm::run(&options),

@@ -1,6 +1,7 @@
 //! `test`: every test there is, with the set-up it needs.
 
 use std::fs;
+use std::path::PathBuf;
 
 use anyhow::{Result, bail};
 
@@ -48,15 +49,20 @@ pub(crate) fn run(options: &Options) -> Result<()> {
 }
 
 fn integration(options: &Options) -> Result<()> {
-    let target = std::env::var_os("CARGO_TARGET_DIR");
-    let target = target.map_or_else(|| root().join("target"), |dir| root().join(dir));
+    let target = target();
     let mut command = cargo(&["test", "--package", "reuseport-tests", "--test", "cases", "--"]);
     command.env("REUSEPORT_STEER", target.join("release/reuseport-steer"));
     command.arg(format!("--test-threads={}", options.threads.max(1)));
     execute(command.args(options.filter.as_deref()))
 }
 
-fn require_root() -> Result<()> {
+/// Where cargo puts what it builds.
+pub(crate) fn target() -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    target.map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+pub(crate) fn require_root() -> Result<()> {
     let status = fs::read_to_string("/proc/self/status")?;
     let uids = status.lines().find_map(|line| line.strip_prefix("Uid:"));
     // Real, effective, saved, file system.
@@ -69,7 +75,7 @@ fn require_root() -> Result<()> {
     )
 }
 
-fn mount_bpffs() -> Result<()> {
+pub(crate) fn mount_bpffs() -> Result<()> {
     let mounts = fs::read_to_string("/proc/self/mounts")?;
     if mounts.lines().any(|line| line.split(' ').nth(1) == Some("/sys/fs/bpf")) {
         return Ok(());

@@ -5,20 +5,26 @@
 //! `Documentation/bpf/btf.rst`) to answer one question.
 
 use std::collections::HashMap;
-use std::fs;
 use std::io;
+use std::path::Path;
 use std::sync::OnceLock;
 
+use aya::Endianness;
 use reuseport_common::abi::Offsets;
+
+use crate::sys::mapped::Mapped;
 
 /// Where the kernel publishes its own BTF.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
+const VERSION: u8 = 1;
 
+const KIND_POINTER: u32 = 2;
 const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
+const KIND_FUNC: u32 = 12;
 /// Typedef, volatile, const, restrict and type tags: they only rename what they point to.
 const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
 
@@ -36,20 +42,63 @@ pub enum BtfError {
     Missing(String),
 }
 
-/// The offsets that `list_members` needs, looked up once in a process.
-pub(super) fn offsets() -> Result<Offsets, BtfError> {
-    static FOUND: OnceLock<Offsets> = OnceLock::new();
-    if let Some(&offsets) = FOUND.get() {
-        return Ok(offsets);
-    }
-    let offsets = look_up()?;
-    Ok(*FOUND.get_or_init(|| offsets))
+/// The iterator over TCP sockets, as the kernel's BTF names it.
+const ITERATOR: &str = "bpf_iter_tcp";
+
+/// What `list_members` needs of the running kernel's BTF.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Kernel {
+    /// Where members are in structs.
+    pub(super) offsets: Offsets,
+    /// Type id of the iterator.
+    iterator: u32,
 }
 
-fn look_up() -> Result<Offsets, BtfError> {
-    let bytes = fs::read(VMLINUX).map_err(BtfError::Unreadable)?;
-    let btf =
-        Btf::parse(&bytes, &["sock", "sock_common", "sock_reuseport", "bpf_prog", "bpf_prog_aux"])?;
+/// Looks it up, once in a process.
+pub(super) fn kernel() -> Result<Kernel, BtfError> {
+    static FOUND: OnceLock<Kernel> = OnceLock::new();
+    if let Some(&kernel) = FOUND.get() {
+        return Ok(kernel);
+    }
+    let kernel = look_up()?;
+    Ok(*FOUND.get_or_init(|| kernel))
+}
+
+fn look_up() -> Result<Kernel, BtfError> {
+    let bytes = Mapped::open(Path::new(VMLINUX)).map_err(BtfError::Unreadable)?;
+    let structs = ["sock", "sock_common", "sock_reuseport", "bpf_prog", "bpf_prog_aux"];
+    let btf = Btf::parse(&bytes, &structs, ITERATOR)?;
+    let iterator = btf.function.ok_or_else(|| BtfError::Missing(ITERATOR.to_owned()))?;
+    Ok(Kernel { offsets: offsets(&btf)?, iterator })
+}
+
+impl Kernel {
+    /// A BTF that has the iterator under its id, and nothing before it that means anything.
+    ///
+    /// aya's `Iter::load` takes a whole BTF for nothing but that id, and reading the kernel's anew
+    /// takes aya longer than all the rest of an attach.
+    pub(super) fn stand_in(self) -> Result<aya::Btf, aya::BtfError> {
+        aya::Btf::parse(&self.stand_in_bytes(), Endianness::default())
+    }
+
+    fn stand_in_bytes(self) -> Vec<u8> {
+        let strings: Vec<u8> = [b"\0", ITERATOR.as_bytes(), b"\0"].concat();
+        // Pointers to void are the shortest types there are.
+        let void_pointer = [0, KIND_POINTER << 24, 0];
+        let mut words = void_pointer.repeat(self.iterator.saturating_sub(1) as usize);
+        words.extend([1, KIND_FUNC << 24, 0]);
+        let types = size_of_val(words.as_slice()) as u32;
+        let mut bytes = Vec::with_capacity(24 + types as usize + strings.len());
+        bytes.extend(MAGIC.to_ne_bytes());
+        bytes.extend([VERSION, 0]);
+        let head = [24, 0, types, types, strings.len() as u32];
+        bytes.extend(head.into_iter().chain(words).flat_map(u32::to_ne_bytes));
+        bytes.extend(strings);
+        bytes
+    }
+}
+
+fn offsets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
     let common = btf.offset("sock", "__sk_common")?;
     Ok(Offsets {
         state: common + btf.offset("sock_common", "skc_state")?,
@@ -71,10 +120,12 @@ struct Btf<'a> {
     /// Byte position of each type; id 0 is void.
     positions: Vec<u32>,
     structs: HashMap<&'a str, u32>,
+    /// Id of the function that was asked for.
+    function: Option<u32>,
 }
 
 impl<'a> Btf<'a> {
-    fn parse(bytes: &'a [u8], wanted: &[&'a str]) -> Result<Self, BtfError> {
+    fn parse(bytes: &'a [u8], wanted: &[&'a str], function: &str) -> Result<Self, BtfError> {
         let header = |at: usize| word(bytes, at).map(|value| value as usize);
         if u16::from_le_bytes([byte(bytes, 0)?, byte(bytes, 1)?]) != MAGIC {
             return Err(BtfError::Malformed);
@@ -88,7 +139,8 @@ impl<'a> Btf<'a> {
         let types = section(header(8)?, header(12)?)?;
         let strings = section(header(16)?, header(20)?)?;
 
-        let mut btf = Self { strings, types, positions: vec![0], structs: HashMap::new() };
+        let mut btf =
+            Self { strings, types, positions: vec![0], structs: HashMap::new(), function: None };
         let mut at = 0;
         while at < types.len() {
             let id = btf.positions.len() as u32;
@@ -99,6 +151,12 @@ impl<'a> Btf<'a> {
                 if let Some(&name) = wanted.iter().find(|&&wanted| wanted.as_bytes() == name) {
                     btf.structs.insert(name, id);
                 }
+            }
+            if kind == KIND_FUNC
+                && btf.function.is_none()
+                && btf.name_is(word(types, at)?, function.as_bytes())
+            {
+                btf.function = Some(id);
             }
             at += 12 + trailer(kind, members).ok_or(BtfError::Malformed)?;
         }
@@ -156,6 +214,12 @@ impl<'a> Btf<'a> {
         Ok((info >> 24 & 0x1f, info & 0xffff))
     }
 
+    /// Whether this is the name at `offset`; cheaper than to find its end.
+    fn name_is(&self, offset: u32, name: &[u8]) -> bool {
+        let rest = self.strings.get(offset as usize..).and_then(|rest| rest.strip_prefix(name));
+        rest.is_some_and(|rest| rest.first() == Some(&0))
+    }
+
     fn name(&self, offset: u32) -> Result<&'a [u8], BtfError> {
         let rest = self.strings.get(offset as usize..).ok_or(BtfError::Malformed)?;
         rest.split(|&byte| byte == 0).next().ok_or(BtfError::Malformed)
@@ -174,7 +238,7 @@ fn trailer(kind: u32, members: u32) -> Option<usize> {
         // Enum, function prototype.
         KIND_ENUM | 13 => members * 8,
         // Pointer, forward, modifiers, function, float.
-        2 | 7..=12 | 16 | 18 => 0,
+        KIND_POINTER | 7..=KIND_FUNC | 16 | 18 => 0,
         _ => return None,
     })
 }
@@ -218,7 +282,7 @@ mod tests {
     #[test]
     fn finds_members_also_in_anonymous_ones() {
         let bytes = sample();
-        let btf = Btf::parse(&bytes, &["sock"]).unwrap();
+        let btf = Btf::parse(&bytes, &["sock"], "").unwrap();
         assert_eq!(btf.offset("sock", "plain").unwrap(), 8);
         assert_eq!(btf.offset("sock", "inner").unwrap(), 4);
         assert!(matches!(btf.offset("sock", "absent"), Err(BtfError::Missing(_))));
@@ -229,16 +293,26 @@ mod tests {
     fn every_truncation_is_an_error_and_not_a_panic() {
         let bytes = sample();
         for length in 0..bytes.len() {
-            assert!(Btf::parse(&bytes[..length], &["sock"]).is_err(), "{length} bytes");
+            assert!(Btf::parse(&bytes[..length], &["sock"], "").is_err(), "{length} bytes");
         }
     }
 
     #[test]
     fn this_kernels_offsets_are_plausible() {
-        let offsets = offsets().unwrap();
+        let offsets = kernel().unwrap().offsets;
         let all: [u32; 9] = bytemuck::cast(offsets);
         assert!(all.iter().all(|&offset| offset < 16384), "{offsets:?}");
         assert_ne!(offsets.state, offsets.port);
         assert_ne!(offsets.group, 0);
+    }
+
+    #[test]
+    fn the_stand_in_has_the_iterator_under_its_id() {
+        let kernel = kernel().unwrap();
+        let bytes = kernel.stand_in_bytes();
+        let btf = Btf::parse(&bytes, &[], ITERATOR).unwrap();
+        assert_eq!(btf.function, Some(kernel.iterator));
+        assert_eq!(btf.positions.len() as u32, kernel.iterator + 1);
+        kernel.stand_in().unwrap();
     }
 }

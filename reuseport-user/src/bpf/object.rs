@@ -1,10 +1,9 @@
 //! The embedded object, parsed and its maps created; programs are loaded one by one on demand.
 
 use std::path::Path;
-use std::sync::OnceLock;
 
 use aya::programs::{Iter, Program, ProgramError, SkReuseport};
-use aya::{Btf, Ebpf, EbpfLoader, VerifierLogLevel};
+use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use reuseport_common::abi::{self, Offsets};
 
 use super::maps::{self, Sizes};
@@ -28,7 +27,7 @@ pub struct LoadOptions {
 #[derive(Debug)]
 pub struct Object {
     ebpf: Ebpf,
-    offsets: Result<(), btf::BtfError>,
+    kernel: Result<btf::Kernel, btf::BtfError>,
     log: bool,
     verifier_log: bool,
 }
@@ -45,8 +44,8 @@ impl Object {
     }
 
     fn load_from(bytes: &[u8], options: &LoadOptions) -> Result<Self, BpfError> {
-        let offsets = btf::offsets();
-        let values = offsets.as_ref().copied().unwrap_or_default();
+        let kernel = btf::kernel();
+        let values = kernel.as_ref().map_or_else(|_| Offsets::default(), |it| it.offsets);
         let log_bytes = if options.log { 1 << 17 } else { 4096 };
         let offsets_bytes: [u8; size_of::<Offsets>()] = bytemuck::cast(values);
         let mut loader = EbpfLoader::new();
@@ -64,9 +63,8 @@ impl Object {
             loader.verifier_log_level(VerifierLogLevel::VERBOSE | VerifierLogLevel::STATS);
         }
         let ebpf = loader.load(bytes).map_err(BpfError::sort("create the BPF maps", Cap::Bpf))?;
-        let offsets = offsets.map(drop);
         let &LoadOptions { log, verifier_log, .. } = options;
-        Ok(Self { ebpf, offsets, log, verifier_log })
+        Ok(Self { ebpf, kernel, log, verifier_log })
     }
 
     /// Loads the steering program and says whether it is the one that migrates.
@@ -135,7 +133,10 @@ impl Object {
     ///
     /// 5.9 with BTF; `CAP_PERFMON` beside `CAP_BPF`.
     pub(super) fn load_iterator(&mut self) -> Result<&mut Iter, BpfError> {
-        std::mem::replace(&mut self.offsets, Ok(()))?;
+        // The reason is told once; whoever asks again learns only that there is none.
+        let unknown = Err(btf::BtfError::Malformed);
+        let kernel = std::mem::replace(&mut self.kernel, unknown)?;
+        self.kernel = Ok(kernel);
         let confinement = Confinement::read();
         if !confinement.has(Cap::Perfmon) {
             // The verifier would only say that it does not know a helper.
@@ -148,7 +149,8 @@ impl Object {
         let name = abi::PROGRAM_LIST_MEMBERS;
         let sort = BpfError::sort_load(name, self.verifier_log);
         let program = self.program::<Iter>(name)?;
-        program.load("tcp", kernel_btf()?).map_err(sort)?;
+        let btf = kernel.stand_in().map_err(|error| BpfError::Load(error.into()))?;
+        program.load("tcp", &btf).map_err(sort)?;
         Ok(program)
     }
 
@@ -159,16 +161,6 @@ impl Object {
         let missing = || BpfError::Shape(format!("the object has no program {name}"));
         Ok(self.ebpf.program_mut(name).ok_or_else(missing)?.try_into()?)
     }
-}
-
-/// The running kernel's BTF, parsed once in a process: that takes longer than all of an attach.
-fn kernel_btf() -> Result<&'static Btf, BpfError> {
-    static KERNEL: OnceLock<Btf> = OnceLock::new();
-    if let Some(btf) = KERNEL.get() {
-        return Ok(btf);
-    }
-    let btf = Btf::from_sys_fs().map_err(|error| BpfError::Load(error.into()))?;
-    Ok(KERNEL.get_or_init(|| btf))
 }
 
 #[cfg(test)]

@@ -61,6 +61,7 @@ fn run(options: Options) -> io::Result<()> {
         sys::pin(0, &cpus)?;
     }
     let count = options.number("listeners");
+    sys::usage::raise_open_files()?;
     let listeners = (0..count).map(|_| bound(&options)).collect::<io::Result<Vec<_>>>()?;
     let fds: Vec<RawFd> = listeners.iter().map(OwnedFd::as_raw_fd).collect();
     let cookies =

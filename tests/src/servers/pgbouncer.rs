@@ -26,6 +26,18 @@ impl PgBouncer {
         port: u16,
         cpu: Option<u32>,
     ) -> Self {
+        Self::start_with(netns, postgres, index, port, cpu, "pool_mode = session\n")
+    }
+
+    /// [`PgBouncer::start`], with further lines of configuration.
+    pub fn start_with(
+        netns: &Netns,
+        postgres: &Postgres,
+        index: u32,
+        port: u16,
+        cpu: Option<u32>,
+        settings: &str,
+    ) -> Self {
         let name = format!("bouncer{index}");
         let role = format!(
             "DO $$ BEGIN CREATE ROLE {name} SUPERUSER LOGIN; \
@@ -46,10 +58,10 @@ impl PgBouncer {
                  so_reuseport = 1\n\
                  unix_socket_dir =\n\
                  auth_type = any\n\
-                 pool_mode = session\n\
                  default_pool_size = 20\n\
                  max_client_conn = 1000\n\
-                 ignore_startup_parameters = extra_float_digits\n"
+                 ignore_startup_parameters = extra_float_digits\n\
+                 {settings}"
             ),
         );
         let what = Become { user: Some(owner), cpu, ..Become::default() };

@@ -1,0 +1,195 @@
+//! What the benchmarks found: a table for people, JSON for machines, and whether the gates held.
+
+use std::fs;
+use std::path::Path;
+use std::time::Duration;
+
+use reuseport_tests::measure::{Spread, Ticks, Verdict};
+use reuseport_tests::process::{command, must};
+use serde_json::{Map, Value, json};
+
+/// Background load and stolen time, in percent, beyond which figures count for nothing.
+const MOST_BACKGROUND: f64 = 2.0;
+const MOST_STEAL: f64 = 1.0;
+
+/// Grows as subjects run.
+pub(crate) struct Report {
+    quick: bool,
+    environment: Value,
+    subjects: Map<String, Value>,
+    subject: &'static str,
+    figures: Vec<Value>,
+    gates: Vec<Value>,
+    noise: Value,
+    ticks: Ticks,
+    failed: Vec<String>,
+}
+
+impl Report {
+    /// Prints the environment.
+    pub(crate) fn new(seed: u64, quick: bool) -> Self {
+        let environment = environment(seed);
+        for (name, value) in environment.as_object().into_iter().flatten() {
+            println!("{name:>14}  {}", value.as_str().map_or(value.to_string(), str::to_owned));
+        }
+        Self {
+            quick,
+            environment,
+            subjects: Map::new(),
+            subject: "",
+            figures: Vec::new(),
+            gates: Vec::new(),
+            noise: Value::Null,
+            ticks: Ticks::now(),
+            failed: Vec::new(),
+        }
+    }
+
+    /// Starts a subject; looks how busy the machine is with other things.
+    pub(crate) fn begin(&mut self, subject: &'static str) {
+        println!("\n== {subject}");
+        let background = Ticks::background();
+        self.noise = json!({"background_percent": background});
+        if background > MOST_BACKGROUND {
+            println!("   the machine is busy ({background:.0} %): these figures are inconclusive");
+        }
+        self.subject = subject;
+        self.ticks = Ticks::now();
+    }
+
+    /// Takes down a figure, against a goal if there is one.
+    pub(crate) fn figure(&mut self, name: &str, unit: &str, spread: &Spread, goal: Option<Goal>) {
+        let spread_text = if unit == "x" { format!("{spread:.3}") } else { format!("{spread:.1}") };
+        let spread_text = format!("{unit} {spread_text}");
+        let mut entry = json!({"name": name, "unit": unit});
+        if let (Some(entry), Value::Object(parts)) = (entry.as_object_mut(), spread.json()) {
+            entry.extend(parts);
+        }
+        let mut verdict_text = String::new();
+        if let Some(goal) = goal {
+            let verdict = goal.judge(spread);
+            verdict_text = format!("  goal {goal}: {}", verdict.as_str());
+            entry["goal"] = json!({"is": goal.to_string(), "verdict": verdict.as_str()});
+            if verdict == Verdict::Missed && goal.binding(self.quick) {
+                self.failed.push(format!("{}: {name}: {spread_text}{verdict_text}", self.subject));
+            }
+        }
+        println!("{name:<54} {spread_text}{verdict_text}");
+        self.figures.push(entry);
+    }
+
+    /// Takes down something that must hold for the figures to mean anything.
+    pub(crate) fn gate(&mut self, name: &str, holds: bool, found: &Value) {
+        if !holds {
+            let line = format!("{}: {name}: {found}", self.subject);
+            println!("   GATE BROKEN: {name}: {found}");
+            self.failed.push(line);
+        }
+        self.gates.push(json!({"name": name, "holds": holds, "found": found}));
+    }
+
+    /// A line in between.
+    pub(crate) fn note(&self, text: &str) {
+        println!("   {text}");
+    }
+
+    /// Ends the subject.
+    pub(crate) fn end(&mut self, took: Duration) {
+        let (_, steal) = self.ticks.busy_and_steal();
+        self.noise["steal_percent"] = json!(steal);
+        let quiet = self.noise["background_percent"].as_f64().unwrap_or(100.0) <= MOST_BACKGROUND
+            && steal <= MOST_STEAL;
+        let held = self.gates.iter().filter(|gate| gate["holds"] == true).count();
+        println!("   gates that held: {held} of {}; {took:.0?}", self.gates.len());
+        if !quiet {
+            println!("   inconclusive: the machine was not quiet: {}", self.noise);
+        }
+        let result = json!({
+            "seconds": took.as_secs_f64(),
+            "conclusive": quiet && !self.quick,
+            "noise": self.noise,
+            "figures": std::mem::take(&mut self.figures),
+            "gates": std::mem::take(&mut self.gates),
+        });
+        self.subjects.insert(self.subject.to_owned(), result);
+    }
+
+    /// Writes the file; says whether all held.
+    pub(crate) fn finish(self, file: Option<&Path>) -> bool {
+        println!();
+        for line in &self.failed {
+            println!("FAILED  {line}");
+        }
+        if self.failed.is_empty() {
+            println!("gates and goals: none broken");
+        }
+        if let Some(file) = file {
+            let all = json!({
+                "quick": self.quick,
+                "environment": self.environment,
+                "results": self.subjects,
+                "failed": self.failed,
+            });
+            fs::write(file, format!("{all:#}\n")).expect("write the result file");
+        }
+        self.failed.is_empty()
+    }
+}
+
+/// What a figure should be.
+#[derive(Clone, Copy)]
+pub(crate) enum Goal {
+    /// At least this; a ratio between two things measured side by side, so it binds everywhere.
+    AtLeast(f64),
+    /// At most this, in time: it binds only the full run, which is for a quiet machine.
+    AtMost(f64),
+}
+
+impl Goal {
+    fn judge(self, spread: &Spread) -> Verdict {
+        match self {
+            Self::AtLeast(limit) => spread.above(limit),
+            Self::AtMost(limit) => spread.below(limit),
+        }
+    }
+
+    fn binding(self, quick: bool) -> bool {
+        matches!(self, Self::AtLeast(_)) || !quick
+    }
+}
+
+impl std::fmt::Display for Goal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::AtLeast(limit) => write!(f, ">= {limit}"),
+            Self::AtMost(limit) => write!(f, "<= {limit}"),
+        }
+    }
+}
+
+/// What the figures depend on.
+fn environment(seed: u64) -> Value {
+    let read = |path: &str| {
+        fs::read_to_string(path).map_or_else(|_| "unknown".to_owned(), |it| it.trim().to_owned())
+    };
+    let cpuinfo = read("/proc/cpuinfo");
+    let model =
+        cpuinfo.lines().find_map(|line| line.strip_prefix("model name")?.split(": ").nth(1));
+    let flaws = ["retbleed", "spec_rstack_overflow", "spectre_v2"];
+    let mitigations = flaws.map(|it| {
+        format!("{it}: {}", read(&format!("/sys/devices/system/cpu/vulnerabilities/{it}")))
+    });
+    let commit = std::env::var("STEER_BENCH_COMMIT").unwrap_or_else(|_| "unknown".to_owned());
+    json!({
+        "kernel": read("/proc/sys/kernel/osrelease"),
+        "cpu": model.unwrap_or("unknown"),
+        "cpus": std::thread::available_parallelism().map_or(0, std::num::NonZero::get),
+        "mitigations": mitigations.join("; "),
+        "cpuidle": read("/sys/devices/system/cpu/cpuidle/current_governor"),
+        "halt_poll_ns": read("/sys/module/haltpoll/parameters/guest_halt_poll_ns"),
+        "clocksource": read("/sys/devices/system/clocksource/clocksource0/current_clocksource"),
+        "commit": commit,
+        "seed": seed,
+        "date": must(command("date").args(["-u", "+%Y-%m-%dT%H:%M:%SZ"])).trim(),
+    })
+}

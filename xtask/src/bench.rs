@@ -1,0 +1,65 @@
+//! `bench`: builds what users run and measures it.
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+
+use crate::shell::{cargo, program, read, root, run as execute};
+use crate::{packages, test};
+
+#[derive(Debug, clap::Args)]
+pub(crate) struct Options {
+    /// pgbench, selection, attach or all
+    #[arg(default_value = "all", value_parser = ["pgbench", "selection", "attach", "all"])]
+    subject: String,
+    /// In less than a minute: do the gates hold, do the signs agree? Figures count for nothing
+    #[arg(long)]
+    quick: bool,
+    /// Write the results to this file, too
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// Repeat the order of an earlier run
+    #[arg(long, value_name = "N")]
+    seed: Option<u64>,
+}
+
+impl Options {
+    /// What continuous integration runs.
+    pub(crate) fn quick() -> Self {
+        Self { subject: "all".to_owned(), quick: true, json: None, seed: None }
+    }
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    test::require_root()?;
+    packages::install()?;
+    test::mount_bpffs()?;
+    let packages = ["--package", "reuseport-user", "--package", "reuseport-tests"];
+    execute(cargo(&["build", "--release"]).args(packages).arg("--bins"))?;
+    let target = test::target().join("release");
+    let mut command = program(&target.join("steer-bench").to_string_lossy(), &[&options.subject]);
+    command.env("REUSEPORT_STEER", target.join("reuseport-steer"));
+    if let Some(commit) = commit() {
+        command.env("STEER_BENCH_COMMIT", commit);
+    }
+    if options.quick {
+        command.arg("--quick");
+    }
+    if let Some(file) = &options.json {
+        // Relative to where the user is, not to the repository's root.
+        command.arg("--json").arg(std::path::absolute(file)?);
+    }
+    if let Some(seed) = options.seed {
+        command.arg("--seed").arg(seed.to_string());
+    }
+    execute(&mut command)
+}
+
+/// The commit that is measured; `None` outside a checkout.
+fn commit() -> Option<String> {
+    if !root().join(".git").exists() {
+        return None;
+    }
+    let description = ["describe", "--always", "--dirty", "--abbrev=12", "--exclude=*"];
+    read(&mut program("git", &description)).ok().map(|text| text.trim().to_owned())
+}
