@@ -12,6 +12,7 @@ use reuseport_common::abi::Policy;
 use reuseport_tests::client::Target;
 use reuseport_tests::cpus;
 use reuseport_tests::load::Load;
+use reuseport_tests::process::tool;
 use reuseport_tests::scene::{PORT, Scene};
 use reuseport_tests::worker::Spec;
 use reuseport_user::discover::{self, NetnsChoice};
@@ -34,11 +35,32 @@ impl Done {
     }
 }
 
+/// A BPF file system of our own: the lock on the usual one is for all tests, and would be taken
+/// here all the time.
+struct Bpffs(tempfile::TempDir);
+
+impl Bpffs {
+    fn mount() -> Self {
+        let directory = tempfile::tempdir().expect("a directory");
+        let path = directory.path().to_str().expect("a path of ours is text").to_owned();
+        tool("mount", &["-t", "bpf", "bpf", &path]);
+        Self(directory)
+    }
+}
+
+impl Drop for Bpffs {
+    fn drop(&mut self) {
+        tool("umount", &[self.0.path().to_str().expect("a path of ours is text")]);
+    }
+}
+
 #[test]
 fn soak() {
     let (scene, _workers) = Scene::with_workers(&Spec::default());
     let netns = NetnsChoice::Path(scene.netns.path());
     let target = discover::Target { netns, ..discover::Target::tcp(PORT) };
+    let bpffs = Bpffs::mount();
+    let settings = Settings { bpffs: bpffs.0.path().to_owned(), ..Settings::default() };
     let wanted = env::var("REUSEPORT_SOAK").ok();
     let wanted: Option<u32> = wanted.map(|text| text.parse().expect("REUSEPORT_SOAK is a number"));
 
@@ -49,7 +71,7 @@ fn soak() {
     let done = scene.netns.run_in(|| {
         let mut done = Done::default();
         while more(done.operations()) {
-            round(&target, &mut done);
+            round(&target, &settings, &mut done);
         }
         done
     });
@@ -63,14 +85,16 @@ fn soak() {
     );
     assert_eq!(tally.failed(), 0, "{tally}");
     assert!(done.operations() >= 20 && tally.answered() > 100, "{done:?}, {tally}");
+    drop(bpffs);
     scene.attach(&[]);
     scene.assert_steered();
 }
 
 /// Attach, four times in place, replace the program, in place, detach, and detach what is detached.
-fn round(target: &discover::Target, done: &mut Done) {
+fn round(target: &discover::Target, settings: &Settings, done: &mut Done) {
     let with = |policy, log| {
-        let options = AttachOptions { policy, log, ..AttachOptions::new(target.clone()) };
+        let settings = settings.clone();
+        let options = AttachOptions { policy, log, settings, ..AttachOptions::new(target.clone()) };
         let reports = attach(&options).expect("attach");
         reports[0].attached.expect("in force").in_place
     };
@@ -85,7 +109,7 @@ fn round(target: &discover::Target, done: &mut Done) {
     assert!(with(Policy::Hash, true), "the program was there");
     done.replanned += 1;
     for outcome in [Detached::Detached, Detached::Already] {
-        let reports = detach(target, &Settings::default()).expect("detach");
+        let reports = detach(target, settings).expect("detach");
         assert_eq!(reports[0].outcome, outcome);
         done.detached += 1;
     }

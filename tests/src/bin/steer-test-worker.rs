@@ -4,7 +4,7 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::{self, Write as _};
+use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
 use std::process::ExitCode;
@@ -250,8 +250,13 @@ fn serve_with(shared: &Shared, style: &str, fds: &[RawFd]) {
         }
         let place = count(shared, ready);
         let line = line(shared, place, sys::incoming_cpu(connection.as_fd()).ok());
+        let mut connection = File::from(connection);
+        if shared.options.flag("defer") {
+            // What is left unread turns the close into a reset.
+            drop(connection.read(&mut [0; 64]));
+        }
         // A client that went away is its own business.
-        drop(File::from(connection).write_all(line.as_bytes()));
+        drop(connection.write_all(line.as_bytes()));
     }
 }
 
