@@ -15,9 +15,8 @@ use serde_json::Value;
 use crate::netns::Netns;
 use crate::sys;
 
-/// PostgreSQL's start-up message (its length, version 3.0, who to whom) and a query.
-const LOGIN: &str = "\0\0\0\x29\0\x03\0\0user\0postgres\0database\0postgres\0\0\
-                     Q\0\0\0\x18SELECT current_user\0";
+/// PostgreSQL's start-up message: its length, version 3.0, who to whom.
+const LOGIN: &str = "\0\0\0\x29\0\x03\0\0user\0postgres\0database\0postgres\0\0";
 
 /// Where to connect and what to say.
 #[derive(Clone, Debug)]
@@ -119,8 +118,9 @@ pub fn exchange(target: &Target) -> Result<Reply, Failure> {
     if text.is_empty() { Err(Failure::Eof) } else { Ok(Reply(text)) }
 }
 
-/// The one value that a PostgreSQL server answers to [`LOGIN`].
+/// Asks PostgreSQL who we are, after [`LOGIN`], one message at a time as libpq does.
 fn current_user(stream: &mut TcpStream) -> Result<String, Failure> {
+    const QUERY: &[u8] = b"Q\0\0\0\x18SELECT current_user\0";
     const TERMINATE: &[u8] = b"X\0\0\0\x04";
     let mut answer = None;
     loop {
@@ -139,7 +139,8 @@ fn current_user(stream: &mut TcpStream) -> Result<String, Failure> {
             (b'E', _) => return Err(Failure::Other(text(&body).replace('\0', " "))),
             // One column: a count of two bytes, a length of four, the value.
             (b'D', _) => answer = Some(text(body.get(6..).unwrap_or_default())),
-            // Ready for a query: after the login without an answer, then with one.
+            // Ready for a query.
+            (b'Z', None) => stream.write_all(QUERY)?,
             (b'Z', Some(answer)) => {
                 stream.write_all(TERMINATE)?;
                 stream.read_to_end(&mut body)?;
