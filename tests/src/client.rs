@@ -118,8 +118,7 @@ pub fn exchange(target: &Target) -> Result<Reply, Failure> {
     if text.is_empty() { Err(Failure::Eof) } else { Ok(Reply(text)) }
 }
 
-/// Asks PostgreSQL who we are, after [`LOGIN`]: one message at a time as libpq does, since PgBouncer
-/// may leave a query that came with the login unread until more comes.
+/// Asks PostgreSQL who we are, after [`LOGIN`], one message at a time as libpq does.
 fn current_user(stream: &mut TcpStream) -> Result<String, Failure> {
     const QUERY: &[u8] = b"Q\0\0\0\x18SELECT current_user\0";
     const TERMINATE: &[u8] = b"X\0\0\0\x04";

@@ -23,13 +23,6 @@ pub(crate) struct Options {
     seed: Option<u64>,
 }
 
-impl Options {
-    /// What continuous integration runs.
-    pub(crate) fn quick() -> Self {
-        Self { subject: "all".to_owned(), quick: true, json: None, seed: None }
-    }
-}
-
 pub(crate) fn run(options: &Options) -> Result<()> {
     test::require_root()?;
     packages::install()?;
