@@ -17,10 +17,6 @@ pub(crate) fn is_bpffs(path: &Path) -> Result<bool, SyscallError> {
     let mut answer: libc::statfs = unsafe { std::mem::zeroed() };
     // SAFETY: the path is a C string and the answer a whole `struct statfs`, both alive.
     check("statfs", i64::from(unsafe { libc::statfs(path.as_ptr(), &raw mut answer) }))?;
-    #[expect(
-        clippy::unnecessary_cast,
-        reason = "the field's type differs by architecture and libc"
-    )]
     let magic = answer.f_type as i64;
     Ok(magic == BPF_FS_MAGIC)
 }
