@@ -29,9 +29,25 @@ pub(super) struct Outcome {
     pub(super) took: Duration,
 }
 
+/// How often a kernel that dies before our program begins is booted: kernels patch their own code
+/// while booting, and the emulation of several CPUs now and then runs what is half patched (an
+/// `int3` oops).
+const ATTEMPTS: u32 = 3;
+
 impl Machine {
     /// Boots it and waits for its end.
     pub(super) fn boot(&self) -> Result<Outcome> {
+        for _ in 1..ATTEMPTS {
+            let outcome = self.attempt()?;
+            if !outcome.report.is_empty() || !outcome.in_time {
+                return Ok(outcome);
+            }
+            println!("died while booting; once more");
+        }
+        self.attempt()
+    }
+
+    fn attempt(&self) -> Result<Outcome> {
         fs::create_dir_all(&self.logs)?;
         let (console, report) = (self.logs.join("console"), self.logs.join("report"));
         for path in [&console, &report] {
