@@ -54,8 +54,7 @@ pub fn detach(target: &Target, settings: &Settings) -> Result<Vec<DetachReport>,
         }
         Err(error) => return Err(error.into()),
     };
-    let mut object = ownership::load_to_ask(target, settings).map_err(PinsError::from)?;
-    let census = Census::take(&mut object, &groups, target)?;
+    let census = Census::ask(&groups, target, settings)?;
     let mut reports = Vec::new();
     for group in &groups {
         reports.push(detach_group(&pins, group, &census)?);

@@ -35,8 +35,25 @@ impl Census {
         }
     }
 
+    /// Asks through an object that is loaded only for it: its maps are as small as they get.
+    pub(super) fn ask(
+        groups: &[Group],
+        target: &Target,
+        settings: &Settings,
+    ) -> Result<Self, SteerError> {
+        let Some(first) = groups.first() else { return Ok(Self(Ok(Members::new()))) };
+        let options = LoadOptions {
+            sizes: Sizes::for_group(0, 0),
+            port: target.port,
+            log: false,
+            verifier_log: settings.verifier_log,
+        };
+        let mut object = Object::load(&options).map_err(SteerError::of(&first.key))?;
+        Self::take(&mut object, groups, target)
+    }
+
     /// It could not be asked at all.
-    pub(super) fn unknown(why: &BpfError) -> Self {
+    pub(super) fn unknown(why: &dyn std::error::Error) -> Self {
         Self(Err(why.to_string()))
     }
 
@@ -52,16 +69,6 @@ impl Census {
             None => Attached::Unknown { why: "its listeners changed meanwhile".to_owned() },
         }
     }
-}
-
-/// The object, loaded only to ask: its maps are as small as they get.
-pub(super) fn load_to_ask(target: &Target, settings: &Settings) -> Result<Object, BpfError> {
-    Object::load(&LoadOptions {
-        sizes: Sizes::for_group(0, 0),
-        port: target.port,
-        log: false,
-        verifier_log: settings.verifier_log,
-    })
 }
 
 /// The group's pins and what they mean now.

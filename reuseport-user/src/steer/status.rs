@@ -134,10 +134,10 @@ pub fn status(
     let mut statuses = Vec::new();
     let mut seen: BTreeSet<PathBuf> = BTreeSet::new();
     let mut look = |target: &Target, groups: Vec<Group>| -> Result<(), SteerError> {
-        let census = match ownership::load_to_ask(target, settings) {
-            Ok(mut object) => Census::take(&mut object, &groups, target)?,
+        let census = match Census::ask(&groups, target, settings) {
             // Reading pins takes less than loading programs.
-            Err(error) => Census::unknown(&error),
+            Err(SteerError::Bpf { source, .. }) => Census::unknown(&source),
+            census => census?,
         };
         for group in groups {
             let status = examine(&pins, &group, &census, &topology)?;

@@ -68,7 +68,8 @@ fn main() -> ExitCode {
     let seed = options.seed.unwrap_or_else(|| u64::from(now.subsec_nanos()));
     let report = Report::new(seed, options.quick);
     let mut bench = Bench { quick: options.quick, rng: Rng::new(seed), report };
-    let subjects: [(Subject, fn(&mut Bench)); 3] = [
+    type Run = fn(&mut Bench);
+    let subjects: [(Subject, Run); 3] = [
         (Subject::Selection, selection::run),
         (Subject::Attach, attach::run),
         (Subject::Pgbench, pgbench::run),

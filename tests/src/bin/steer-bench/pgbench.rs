@@ -82,7 +82,9 @@ fn measure(bench: &mut Bench, scene: &Scene, case: Case) {
     };
     scene.pgbench(case, 1);
     let order = [Mode::Hash, Mode::HashAgain, Mode::Steered];
-    let mut found: [(Vec<f64>, Vec<f64>); 3] = Default::default();
+    // tps and latency of each mode.
+    type Found = (Vec<f64>, Vec<f64>);
+    let mut found: [Found; 3] = Default::default();
     let (mut failed, mut runs, mut local) = (0, 0, 0);
     for _ in 0..pairs {
         let mut modes = order;
@@ -103,7 +105,7 @@ fn measure(bench: &mut Bench, scene: &Scene, case: Case) {
             latency.push(outcome.latency);
         }
     }
-    let spread = |bench: &mut Bench, mode: Mode, part: fn(&(Vec<f64>, Vec<f64>)) -> &Vec<f64>| {
+    let spread = |bench: &mut Bench, mode: Mode, part: fn(&Found) -> &Vec<f64>| {
         let (new, hash) = (part(&found[mode as usize]), part(&found[Mode::Hash as usize]));
         Spread::of(&ratios(new, hash), &mut bench.rng)
     };

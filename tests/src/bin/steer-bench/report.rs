@@ -20,6 +20,7 @@ pub(crate) struct Report {
     subject: &'static str,
     figures: Vec<Value>,
     gates: Vec<Value>,
+    notes: Vec<Value>,
     noise: Value,
     ticks: Ticks,
     failed: Vec<String>,
@@ -39,6 +40,7 @@ impl Report {
             subject: "",
             figures: Vec::new(),
             gates: Vec::new(),
+            notes: Vec::new(),
             noise: Value::Null,
             ticks: Ticks::now(),
             failed: Vec::new(),
@@ -89,8 +91,9 @@ impl Report {
     }
 
     /// A line in between.
-    pub(crate) fn note(&self, text: &str) {
+    pub(crate) fn note(&mut self, text: &str) {
         println!("   {text}");
+        self.notes.push(json!(text));
     }
 
     /// Ends the subject.
@@ -110,6 +113,7 @@ impl Report {
             "noise": self.noise,
             "figures": std::mem::take(&mut self.figures),
             "gates": std::mem::take(&mut self.gates),
+            "notes": std::mem::take(&mut self.notes),
         });
         self.subjects.insert(self.subject.to_owned(), result);
     }

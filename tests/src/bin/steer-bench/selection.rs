@@ -192,7 +192,7 @@ impl Scene<'_> {
 /// Reads the kernel's own account of a run, in a block of its own: the accounting costs something.
 /// Returns datagrams sent and runs seen.
 fn cross_check(
-    bench: &Bench,
+    bench: &mut Bench,
     scene: &Scene<'_>,
     netns: &Netns,
     cpu: u32,
