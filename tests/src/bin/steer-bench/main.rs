@@ -62,13 +62,15 @@ impl Bench {
     }
 }
 
+/// What measures a subject.
+type Run = fn(&mut Bench);
+
 fn main() -> ExitCode {
     let options = Options::parse();
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let seed = options.seed.unwrap_or_else(|| u64::from(now.subsec_nanos()));
     let report = Report::new(seed, options.quick);
     let mut bench = Bench { quick: options.quick, rng: Rng::new(seed), report };
-    type Run = fn(&mut Bench);
     let subjects: [(Subject, Run); 3] = [
         (Subject::Selection, selection::run),
         (Subject::Attach, attach::run),

@@ -18,6 +18,9 @@ use serde_json::json;
 use crate::Bench;
 use crate::report::Goal;
 
+/// tps and latency, run by run.
+type Found = (Vec<f64>, Vec<f64>);
+
 /// One that nobody else listens on, in any namespace.
 const PORT: u16 = 16_432;
 /// Transactions hold a server connection only; logging every client would be half the work.
@@ -82,8 +85,6 @@ fn measure(bench: &mut Bench, scene: &Scene, case: Case) {
     };
     scene.pgbench(case, 1);
     let order = [Mode::Hash, Mode::HashAgain, Mode::Steered];
-    // tps and latency of each mode.
-    type Found = (Vec<f64>, Vec<f64>);
     let mut found: [Found; 3] = Default::default();
     let (mut failed, mut runs, mut local) = (0, 0, 0);
     for _ in 0..pairs {
