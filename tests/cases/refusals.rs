@@ -20,8 +20,13 @@ use crate::scene::{Scene, refused};
 #[test]
 fn nobody_listens_there() {
     let scene = Scene::new();
-    for verb in ["attach", "detach", "status"] {
+    for verb in ["attach", "status"] {
         scene.refuses(&scene.cli_at(8099, verb, &[]), 3, &["nobody listens", "8099"]);
+    }
+    // To detach what is not there is no failure.
+    let detached = scene.cli_at(8099, "detach", &[]).run().ok();
+    assert!(detached.stdout.contains("nobody listens on tcp port 8099"), "{detached}");
+    for verb in ["attach", "detach", "status"] {
         let elsewhere = scene.cli(verb, &["--addr", "127.0.0.9"]);
         scene.refuses(&elsewhere, 3, &["127.0.0.9", "8080", "0.0.0.0:8080"]);
     }

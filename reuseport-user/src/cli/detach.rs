@@ -31,12 +31,13 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if args.common.json {
         return to_json(&mut out, &reports);
     }
+    let port = args.target.target().port;
     for report in &reports {
-        let group = report.group.map_or_else(|| "unreadable pins".to_owned(), |it| it.to_string());
+        let group = report.group.map_or_else(|| format!("port {port}"), |it| it.to_string());
         let outcome = match report.outcome {
             Detached::Detached => "detached: the kernel's hash decides again",
             Detached::Already => "already detached",
-            Detached::Cleared => "the group is gone; its pins were removed",
+            Detached::Cleared => "the group is gone, or its pins unreadable; they were removed",
             Detached::Foreign => "not ours, left alone",
         };
         writeln!(out, "{BOLD}{group}{BOLD:#}  {outcome}")?;

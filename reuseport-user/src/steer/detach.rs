@@ -30,7 +30,7 @@ pub enum Detached {
 /// What was done for one group.
 #[derive(Clone, Debug, Serialize)]
 pub struct DetachReport {
-    /// The group; `None` for pins that name none.
+    /// The group; `None` for pins that name none, and where nobody listens.
     pub group: Option<GroupKey>,
     /// What became of it.
     pub outcome: Detached,
@@ -50,7 +50,12 @@ pub fn detach(target: &Target, settings: &Settings) -> Result<Vec<DetachReport>,
         // The server may be stopped: what is left of it is still to be cleared.
         Err(error @ DiscoverError::NobodyListens { .. }) => {
             let reports = clear_dead(&pins, target, &[])?;
-            return if reports.is_empty() { Err(error.into()) } else { Ok(reports) };
+            if !reports.is_empty() {
+                return Ok(reports);
+            }
+            // Nothing is attached where nobody listens: what was asked for is so already.
+            let notices = vec![Notice::new(error.to_string(), "there is nothing to detach")];
+            return Ok(vec![DetachReport { group: None, outcome: Detached::Already, notices }]);
         }
         Err(error) => return Err(error.into()),
     };
