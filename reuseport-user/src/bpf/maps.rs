@@ -87,10 +87,21 @@ impl Maps {
 
     /// Makes `rows` the live table in one step: they are written into the idle half, and then one
     /// word of `CONFIG` switches over. A reader sees the old plan or the new one, never a mixture.
-    ///
-    /// `view.base` is chosen here.
-    pub fn publish(&mut self, mut view: View, rows: &[Row]) -> Result<Config, BpfError> {
+    /// Counts as a new generation; `view.base` is chosen here.
+    pub fn publish(&mut self, view: View, rows: &[Row]) -> Result<Config, BpfError> {
+        self.switch(view, rows, 1)
+    }
+
+    /// As [`Maps::publish`], for what belongs to the generation in force.
+    pub fn amend(&mut self, view: View, rows: &[Row]) -> Result<Config, BpfError> {
+        self.switch(view, rows, 0)
+    }
+
+    fn switch(&mut self, mut view: View, rows: &[Row], newer: u32) -> Result<Config, BpfError> {
         let mut config = self.config()?;
+        if rows.len() > config.half as usize {
+            return Err(BpfError::Shape(format!("{} rows for {}", rows.len(), config.half)));
+        }
         let idle = (config.active & 1) ^ 1;
         view.base = idle * config.half;
         for (index, &row) in (view.base..).zip(rows) {
@@ -99,7 +110,7 @@ impl Maps {
         config.views[idle as usize] = view;
         self.set_config(&config)?;
         config.active = idle;
-        config.generation = config.generation.wrapping_add(1);
+        config.generation = config.generation.wrapping_add(newer);
         self.set_config(&config)?;
         Ok(config)
     }

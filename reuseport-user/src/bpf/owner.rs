@@ -95,7 +95,7 @@ pub fn program_name(id: u32) -> Option<String> {
 }
 
 /// Frees the sockets that a foreign program's maps hold: only on the user's explicit takeover.
-pub fn release_sockets(id: u32) -> Result<u32, BpfError> {
+pub fn release_sockets(id: u32, _cookies: &[u64]) -> Result<u32, BpfError> {
     let program = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id);
     let maps = program.map(|program| program.map_ids()).transpose()?.flatten();
     super::sockarray::clear_foreign(&maps.unwrap_or_default())

@@ -147,6 +147,11 @@ impl Pins {
         }
     }
 
+    /// Whether anybody ever made the base directory.
+    pub fn exist(&self) -> bool {
+        self.base.exists()
+    }
+
     /// Pins of `group`; `None` where there are none. Half-made or unreadable ones are an error.
     pub fn open(&self, group: &GroupKey) -> Result<Option<Pinned>, PinsError> {
         let directory = self.place(group);

@@ -1,5 +1,6 @@
 //! The sockarray: slot to socket.
 
+use std::collections::HashMap;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use aya::maps::{Map, MapData, MapInfo, MapType};
@@ -63,6 +64,16 @@ impl SockArray {
     /// Cookies by slot.
     pub fn cookies(&self) -> Result<Vec<Option<u64>>, BpfError> {
         (0..self.slots).map(|slot| self.cookie(slot)).collect()
+    }
+
+    /// Occupied slots by cookie.
+    pub fn seats(&self) -> Result<HashMap<u64, u32>, BpfError> {
+        let cookies = self.cookies()?;
+        Ok(cookies
+            .into_iter()
+            .zip(0..)
+            .filter_map(|(cookie, slot)| Some((cookie?, slot)))
+            .collect())
     }
 
     /// Puts `socket` into an empty `slot`.

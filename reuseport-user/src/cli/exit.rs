@@ -45,6 +45,7 @@ fn steer(error: &SteerError) -> u8 {
         | SteerError::Suspicious { .. }
         | SteerError::SocketTaken { .. } => CONFLICT,
         SteerError::Topology(_) | SteerError::Fill { .. } => SYSTEM,
+        SteerError::Frozen { .. } => CONFLICT,
         SteerError::Vanished { .. } => NOT_FOUND,
     }
 }

@@ -96,6 +96,13 @@ pub enum AcquireError {
     },
 }
 
+impl AcquireError {
+    /// Whether the listener went away since it was found: nothing is wrong but the time.
+    pub fn is_gone(&self) -> bool {
+        matches!(self, Self::Gone | Self::NotTheOne { .. } | Self::NotListening { .. })
+    }
+}
+
 /// Duplicates the listener, verifies that it is the one and fit for steering, runs `work` on it and
 /// closes it at once. Tries the holders in turn until one still has it.
 ///

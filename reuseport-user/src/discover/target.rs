@@ -36,4 +36,10 @@ impl Target {
     pub fn tcp(port: u16) -> Self {
         Self { port, addrs: Vec::new(), netns: NetnsChoice::Auto, protocol: Protocol::Tcp }
     }
+
+    /// Every address on the port, in every namespace.
+    #[must_use]
+    pub fn everywhere(&self) -> Self {
+        Self { addrs: Vec::new(), netns: NetnsChoice::Auto, ..*self }
+    }
 }

@@ -2,19 +2,22 @@
 //! place.
 
 mod job;
+mod renew;
 
 use reuseport_common::abi::{self, Config, Policy};
 use serde::Serialize;
 
+use crate::bpf::BpfError;
+use crate::bpf::owner::Attached;
 use crate::bpf::pins::{LockedPins, Pinned, Pins};
 use crate::discover::overrides::Overrides;
 use crate::discover::{Target, discover};
-use crate::model::Group;
+use crate::model::{Group, GroupKey};
 use crate::plan::Plan;
 use crate::topology::Topology;
 
 use self::job::Job;
-use super::detach::clear_dead;
+use super::detach::{clear_dead, take_off};
 use super::fit::{check_weights, check_workers, explain_alone};
 use super::ownership::Census;
 use super::pin_workers::PinnedWorker;
@@ -109,6 +112,49 @@ impl InForce {
 ///
 /// 5.6 for taking listeners, 5.10 as tested; migration from 5.14.
 pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> {
+    let pins = Pins::at(&options.settings.bpffs)?;
+    if options.dry_run {
+        let found = find(options)?;
+        let plan = |group| Job::new(options, &found.topology, group).dry_run(&pins);
+        let reports = found.groups.iter().cloned().map(plan).collect::<Result<_, _>>()?;
+        return Ok(found.with_notices(reports));
+    }
+    // Looked at under the lock: whoever held it before may have changed what there is to see. Only
+    // where nobody ever attached, nothing is made before there is something to attach to.
+    if pins.exist() {
+        let pins = pins.lock()?;
+        let found = find(options)?;
+        return Ok(found.with_notices(carry_out(options, &found, &pins)?));
+    }
+    let found = find(options)?;
+    let reports = carry_out(options, &found, &pins.lock()?)?;
+    Ok(found.with_notices(reports))
+}
+
+/// What there is to attach to.
+struct Targets {
+    topology: Topology,
+    groups: Vec<Group>,
+    /// Groups of one listener, left alone.
+    alone: Vec<Group>,
+}
+
+impl Targets {
+    fn with_notices(&self, mut reports: Vec<AttachReport>) -> Vec<AttachReport> {
+        for group in &self.alone {
+            if let Some(first) = reports.first_mut() {
+                first.notices.push(Notice::new(
+                    format!("{} has one listener and was left alone", group.key),
+                    "start more workers on it, or name the address to steer with --addr",
+                ));
+            }
+        }
+        reports
+    }
+}
+
+/// Finds the groups, and refuses those that cannot be steered as they are.
+fn find(options: &AttachOptions) -> Result<Targets, SteerError> {
     let mut groups = discover(&options.target)?;
     let topology = Topology::read()?;
     options.overrides.check(&topology.possible())?;
@@ -122,45 +168,57 @@ pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> 
     for group in &groups {
         check_workers(group, options.policy)?;
     }
-    let pins = Pins::at(&options.settings.bpffs)?;
-    let mut reports = if options.dry_run {
-        let plan = |group| Job::new(options, &topology, group).dry_run(&pins);
-        groups.into_iter().map(plan).collect::<Result<Vec<_>, _>>()?
-    } else {
-        carry_out(options, &topology, groups, &pins.lock()?)?
+    Ok(Targets { topology, groups, alone })
+}
+
+/// Attaches to all groups, after each was found fit and free: a refusal comes before any change. If
+/// one fails all the same, those that were attached before it are detached again.
+fn carry_out(
+    options: &AttachOptions,
+    found: &Targets,
+    pins: &LockedPins,
+) -> Result<Vec<AttachReport>, SteerError> {
+    let Targets { topology, groups, .. } = found;
+    let Some(first) = groups.first() else { return Ok(Vec::new()) };
+    clear_dead(pins, &options.target, groups)?;
+    let mut spare = Job::new(options, topology, first.clone()).load()?;
+    let census = Census::take(&mut spare, groups, &options.target)?;
+    let prepare = |group: &Group| {
+        let attached = census.attached(group);
+        Job::new(options, topology, group.clone()).prepare(pins, attached)
     };
-    for group in alone {
-        if let Some(first) = reports.first_mut() {
-            let what = format!("{} has one listener and was left alone", group.key);
-            first.notices.push(Notice::new(
-                what,
-                "start more workers on it, or name the address to \
-                 steer with --addr",
-            ));
+    let prepared: Vec<_> = groups.iter().map(prepare).collect::<Result<_, _>>()?;
+    // Loaded for the first group, so it fits that one.
+    let mut spare = Some(spare);
+    let mut reports: Vec<AttachReport> = Vec::new();
+    for mut prepared in prepared {
+        // A worker that was pinned for one group is where it is for the others too.
+        for report in &reports {
+            prepared.job.follow(&report.pinned);
+        }
+        match prepared.carry_out(pins, spare.take()) {
+            Ok(report) => reports.push(report),
+            Err(error) => {
+                let new = |it: &&AttachReport| census.attached(&it.group) == Attached::Nothing;
+                for report in reports.iter().filter(new) {
+                    // Best effort: the failure that is told is the first.
+                    let _detached = take_off(&report.group);
+                    let _removed = pins.remove(&pins.place(&report.group.key));
+                }
+                return Err(error);
+            }
         }
     }
     Ok(reports)
 }
 
-/// Attaches to all groups, after each was found fit and free: a refusal comes before any change.
-fn carry_out(
-    options: &AttachOptions,
-    topology: &Topology,
-    groups: Vec<Group>,
-    pins: &LockedPins,
-) -> Result<Vec<AttachReport>, SteerError> {
-    let Some(first) = groups.first() else { return Ok(Vec::new()) };
-    clear_dead(pins, &options.target, &groups)?;
-    let mut spare = Job::new(options, topology, first.clone()).load()?;
-    let census = Census::take(&mut spare, &groups, &options.target)?;
-    let prepare = |group: Group| {
-        let attached = census.attached(&group);
-        Job::new(options, topology, group).prepare(pins, attached)
-    };
-    let prepared: Vec<_> = groups.into_iter().map(prepare).collect::<Result<_, _>>()?;
-    // Loaded for the first group, so it fits that one.
-    let mut spare = Some(spare);
-    prepared.into_iter().map(|job| job.carry_out(pins, spare.take())).collect()
+/// What a refused write to maps in force means.
+pub(super) fn of_maps(group: &GroupKey) -> impl Fn(BpfError) -> SteerError {
+    let group = *group;
+    move |source| match source.errno() {
+        libc::EPERM => SteerError::Frozen { group },
+        _ => SteerError::Bpf { group, source },
+    }
 }
 
 /// Whether a group of one is what is left of a group that we steer: its plan must follow.

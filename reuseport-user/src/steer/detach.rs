@@ -6,12 +6,12 @@ use serde::Serialize;
 
 use crate::bpf::owner::Attached;
 use crate::bpf::pins::{self, LockedPins, Pins, PinsError};
-use crate::discover::acquire::{AcquireError, with_listener};
+use crate::discover::acquire::with_listener;
 use crate::discover::{DiscoverError, Target, discover};
 use crate::model::{Group, GroupKey};
 
 use super::ownership::{self, Census};
-use super::{Notice, Settings, SteerError, lives};
+use super::{Notice, Settings, SteerError, discover_everywhere, is_gone, sees_everything};
 
 /// What became of a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -104,14 +104,14 @@ fn detach_group(
 }
 
 /// Detaches through any listener that is still there.
-fn take_off(group: &Group) -> Result<(), SteerError> {
+pub(super) fn take_off(group: &Group) -> Result<(), SteerError> {
     for listener in &group.listeners {
         match with_listener(listener, &group.key, pins::detach) {
             Ok(result) => {
                 result.map_err(SteerError::of(&group.key))?;
                 return Ok(());
             }
-            Err(AcquireError::Gone | AcquireError::NotTheOne { .. }) => {}
+            Err(error) if error.is_gone() => {}
             Err(error) => return Err(error.into()),
         }
     }
@@ -128,8 +128,12 @@ pub(super) fn clear_dead(
     let mut reports = Vec::new();
     for (directory, pinned) in pins.list()? {
         let Ok(pinned) = pinned else {
-            // Another version's or an incomplete one: its name still tells the port.
-            if names_port(&directory, target) && live.is_empty() {
+            // Another version's or an incomplete one: its name tells the port, but not where.
+            if names_port(&directory, target)
+                && live.is_empty()
+                && sees_everything()
+                && discover_everywhere(&target.everywhere())?.is_empty()
+            {
                 pins.remove(&directory)?;
                 reports.push(DetachReport {
                     group: None,
@@ -148,7 +152,7 @@ pub(super) fn clear_dead(
         }
         let sockets = pinned.maps.sockets.cookies().map_err(PinsError::from)?;
         // Whose workers were all replaced has no socket in the map, and runs our program still.
-        if sockets.iter().all(Option::is_none) && !lives(&key) {
+        if sockets.iter().all(Option::is_none) && is_gone(&key, Some(target)) {
             drop(pinned);
             pins.remove(&directory)?;
             let outcome = Detached::Cleared;

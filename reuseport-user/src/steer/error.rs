@@ -10,7 +10,7 @@ use crate::model::{GroupKey, Pid};
 use crate::plan::PlanError;
 use crate::topology::TopologyError;
 
-/// A use case that failed. Whatever it had begun was undone.
+/// A use case that failed. What it had begun was undone, as far as the kernel lets it be.
 #[derive(Debug, thiserror::Error)]
 pub enum SteerError {
     /// No group.
@@ -114,6 +114,15 @@ pub enum SteerError {
         /// Why not.
         #[source]
         source: crate::bpf::sockarray::SetError,
+    },
+    /// Somebody froze the maps.
+    #[error(
+        "{group}: the maps in force were frozen (`bpftool map freeze`), so that nothing can be \
+         written; `detach`, then `attach` again"
+    )]
+    Frozen {
+        /// The group.
+        group: GroupKey,
     },
     /// Every worker exited while we were at it.
     #[error("{group}: its listeners went away meanwhile; run the command again")]

@@ -8,6 +8,7 @@ use crate::discover::acquire::{AcquireError, with_listener};
 use crate::model::{Group, Listener};
 
 use super::SteerError;
+use super::attach::of_maps;
 
 /// Slot of each listener, by cookie.
 pub(super) type Slots = HashMap<u64, u32>;
@@ -29,7 +30,7 @@ pub(super) fn assign(listeners: &[Listener], occupied: &[Option<u64>]) -> Slots 
     slots
 }
 
-/// Puts every listener of the group that is not in the map yet into its slot, one at a time, each
+/// Puts every listener that has a slot and is not in the map yet into it, one at a time, each
 /// held for microseconds. On error, what was put is taken out again.
 ///
 /// Returns the cookies of listeners that went away meanwhile.
@@ -39,11 +40,11 @@ pub(super) fn fill(maps: &mut Maps, group: &Group, slots: &Slots) -> Result<Vec<
     let mut gone = Vec::new();
     let mut put = Vec::new();
     for listener in &group.listeners {
-        let slot = slots[&listener.cookie];
+        let Some(&slot) = slots.get(&listener.cookie) else { continue };
         if occupied.get(slot as usize).copied().flatten() == Some(listener.cookie) {
             continue;
         }
-        maps.reset_load(slot).map_err(&of)?;
+        maps.reset_load(slot).map_err(of_maps(&group.key))?;
         let sockets = &maps.sockets;
         let error = match with_listener(listener, &group.key, |fd| sockets.set(slot, fd)) {
             Ok(Ok(())) => {
@@ -51,7 +52,11 @@ pub(super) fn fill(maps: &mut Maps, group: &Group, slots: &Slots) -> Result<Vec<
                 continue;
             }
             Ok(Err(SetError::NotListening))
-            | Err(AcquireError::Gone | AcquireError::NotTheOne { .. }) => {
+            | Err(
+                AcquireError::Gone
+                | AcquireError::NotTheOne { .. }
+                | AcquireError::NotListening { .. },
+            ) => {
                 gone.push(listener.cookie);
                 continue;
             }

@@ -23,6 +23,7 @@ pub use status::{GroupStatus, status};
 
 use crate::discover::{DiscoverError, NetnsChoice, Target, discover};
 use crate::model::{Group, GroupKey, Pid};
+use crate::sys::caps::{Cap, Confinement};
 use crate::sys::netns;
 
 /// Where pins live and how much the verifier says: the same for every use case.
@@ -90,17 +91,31 @@ fn discover_everywhere(all: &Target) -> Result<Vec<(Target, Vec<Group>)>, SteerE
     }
 }
 
-/// Whether the group has listeners, whatever address and namespace the target named. What cannot
-/// be seen counts as alive: pins that stay cost less than pins that are missed.
-fn lives(key: &GroupKey) -> bool {
-    let all = Target {
-        port: key.address.port(),
-        addrs: Vec::new(),
-        netns: NetnsChoice::Auto,
-        protocol: key.protocol,
-    };
-    let has = |groups: &Vec<Group>| groups.iter().any(|group| group.key == *key);
-    discover_everywhere(&all).map_or(true, |found| found.iter().any(|(_, groups)| has(groups)))
+/// Whether the group is certainly gone: nobody listens, in a namespace that was looked into, be it
+/// the target's, our own, or every one there is. What cannot be seen counts as alive: pins that stay
+/// cost less than pins that are missed.
+fn is_gone(key: &GroupKey, target: Option<&Target>) -> bool {
+    let all = Target { protocol: key.protocol, ..Target::tcp(key.address.port()) };
+    let Ok(found) = discover_everywhere(&all) else { return false };
+    let named = || target.and_then(|target| named_netns(target).ok()?);
+    !found.iter().flat_map(|(_, groups)| groups).any(|group| group.key == *key)
+        && (own_netns() == Some(key.netns) || named() == Some(key.netns) || sees_everything())
+}
+
+/// Cookie of our own namespace.
+fn own_netns() -> Option<u64> {
+    netns::cookie(netns::inode(netns::OWN.as_ref()).ok()?).ok()
+}
+
+/// Whether every network namespace that a process lives in can be looked into: from the initial pid
+/// namespace, with the capabilities for it.
+fn sees_everything() -> bool {
+    /// `PROC_PID_INIT_INO` of the kernel's `proc_ns.h`.
+    const INITIAL: u64 = 0xEFFF_FFFC;
+    let confinement = Confinement::read();
+    netns::inode("/proc/self/ns/pid".as_ref()).is_ok_and(|inode| inode == INITIAL)
+        && confinement.has(Cap::SysAdmin)
+        && confinement.has(Cap::SysPtrace)
 }
 
 /// Cookie of the namespace that the target names, if it names one.

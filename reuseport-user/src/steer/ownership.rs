@@ -87,19 +87,27 @@ pub(super) fn recover(
     pins: &LockedPins,
     group: &Group,
     attached: &Attached,
-) -> Result<(), PinsError> {
+) -> Result<(), SteerError> {
     let staged = pins.staged(&group.key);
     if staged.exists() {
         match Pinned::open(staged.clone()) {
-            // Killed between attaching and renaming: all but the name is done.
-            Ok(mut pinned) if *attached == (Attached::Program { id: pinned.program_id }) => {
+            // Killed between attaching and renaming: all but the name is done. Where it cannot be
+            // seen, who holds the sockets is as good as attached: the alternative is to lose it.
+            Ok(mut pinned)
+                if match attached {
+                    Attached::Program { id } => pinned.program_id == *id,
+                    Attached::Unknown { .. } => holds_any(&pinned, group)?,
+                    Attached::Nothing | Attached::Classic => false,
+                } =>
+            {
                 pins.commit(&mut pinned, &group.key)?;
             }
             _ => pins.remove(&staged)?,
         }
     }
     // Killed between the two renames: the old one is not attached any more, or it would be in place.
-    pins.remove(&pins.replaced(&group.key))
+    pins.remove(&pins.replaced(&group.key))?;
+    Ok(())
 }
 
 /// Opens the group's pins and compares them with what is attached.

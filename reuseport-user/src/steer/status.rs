@@ -17,7 +17,7 @@ use crate::plan::policy_str;
 use crate::topology::Topology;
 
 use super::ownership::{self, Census};
-use super::{Notice, Settings, SteerError, discover_everywhere, lives, named_netns};
+use super::{Notice, Settings, SteerError, discover_everywhere, is_gone, named_netns};
 
 mod problems;
 
@@ -162,7 +162,7 @@ pub fn status(
         if !seen.contains(&directory) {
             let leftover = leftover(&directory, pinned, target);
             statuses.extend(leftover.filter(|it| {
-                netns.is_none_or(|netns| it.group.netns == netns) && !lives(&it.group)
+                netns.is_none_or(|netns| it.group.netns == netns) && is_gone(&it.group, target)
             }));
         }
     }

@@ -1,37 +1,36 @@
 //! One group's attach, from lock to commit.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
-use reuseport_common::abi::{self, ABI_VERSION, Config, View};
+use reuseport_common::abi::{self, Config, View};
 
 use crate::bpf::BpfError;
 use crate::bpf::maps::Sizes;
 use crate::bpf::object::{LoadOptions, Object, fingerprint};
 use crate::bpf::owner::{self, Attached};
 use crate::bpf::pins::{LockedPins, Pinned, Pins};
-use crate::discover::acquire::{AcquireError, with_listener};
-use crate::model::{Group, Listener};
+use crate::discover::acquire::with_listener;
+use crate::model::{CpuSet, Group, Listener, Served};
 use crate::plan::{MAX_ENTRIES, NORMAL_WEIGHT, Plan, Request, Seat, USUAL_LANES, plan};
 use crate::topology::Topology;
 
 use super::super::fill::{Slots, assign, fill};
 use super::super::fit::weighs;
 use super::super::ownership::{self, Ours};
-use super::super::pin_workers::pin_workers;
+use super::super::pin_workers::{PinnedWorker, pin_workers};
 use super::super::{Notice, SteerError};
-use super::{AttachOptions, AttachReport, InForce};
+use super::renew::Renewal;
+use super::{AttachOptions, AttachReport, InForce, of_maps};
 
 /// One group's attach.
 pub(super) struct Job<'a> {
-    options: &'a AttachOptions,
+    pub(super) options: &'a AttachOptions,
     topology: &'a Topology,
-    group: Group,
+    pub(super) group: Group,
 }
 
 /// A job that nothing stands against.
 pub(super) struct Prepared<'a> {
-    job: Job<'a>,
-    attached: Attached,
+    pub(super) job: Job<'a>,
+    pub(super) attached: Attached,
     ours: Ours,
 }
 
@@ -41,7 +40,7 @@ impl<'a> Job<'a> {
     }
 
     /// What would be done.
-    pub(super) fn dry_run(mut self, pins: &Pins) -> Result<AttachReport, SteerError> {
+    pub(super) fn dry_run(self, pins: &Pins) -> Result<AttachReport, SteerError> {
         let occupied = match pins.open(&self.group.key) {
             Ok(Some(pinned)) => pinned.maps.sockets.cookies().unwrap_or_default(),
             Ok(None) | Err(_) => Vec::new(),
@@ -98,14 +97,17 @@ impl Prepared<'_> {
             return job.replan(ours, &attached);
         }
         let object = spare.map_or_else(|| job.load(), Ok)?;
-        job.renew(pins, object, &attached, ours)
+        Renewal { job, attached, ours }.run(pins, object)
     }
 }
 
 impl Job<'_> {
-    /// Whether the pinned program can go on: same object, and room for the new plan.
+    /// Whether the pinned program can go on: in force, same object, and room for the new plan.
     fn fits(&self, ours: &Ours) -> Result<bool, SteerError> {
-        let Some(pinned) = &ours.pinned else { return Ok(false) };
+        // A group that died and came back begins anew: maps, counters and time of attaching.
+        let Some(pinned) = ours.pinned.as_ref().filter(|_| ours.in_force) else {
+            return Ok(false);
+        };
         let of = SteerError::of(&self.group.key);
         let config = pinned.maps.config().map_err(&of)?;
         let occupied = pinned.maps.sockets.cookies().map_err(&of)?;
@@ -121,106 +123,91 @@ impl Job<'_> {
 
     /// Writes a new plan into the maps in force: the live table is switched by one store.
     fn replan(&mut self, ours: Ours, attached: &Attached) -> Result<AttachReport, SteerError> {
-        let Ours { pinned, in_force, notices } = ours;
+        let Ours { pinned, mut notices, .. } = ours;
         let group = self.group.key;
         let mut pinned = pinned.ok_or(SteerError::Vanished { group })?;
-        let of = SteerError::of(&group);
+        let of = of_maps(&group);
         let occupied = pinned.maps.sockets.cookies().map_err(&of)?;
         let mut slots = assign(&self.group.listeners, &occupied);
-        self.fill(&mut pinned, &mut slots, attached)?;
+        let gone = self.fill(&mut pinned, &slots, attached)?;
+        self.forget(&gone, &mut slots)?;
         let plan = self.plan(&slots)?;
         let config = publish(&mut pinned, &plan).map_err(&of)?;
-        if !in_force {
-            // The group died and came back, or a foreign program is being replaced.
-            self.attach(&pinned)?;
-        }
-        let attached = InForce::new(&pinned, &config, in_force);
-        Ok(self.report(&slots, plan, Some(attached), notices))
-    }
-
-    /// Loads a program with maps of its own, and puts it in the place of whatever there is.
-    fn renew(
-        &mut self,
-        pins: &LockedPins,
-        mut object: Object,
-        attached: &Attached,
-        ours: Ours,
-    ) -> Result<AttachReport, SteerError> {
-        let key = self.group.key;
-        let of = SteerError::of(&key);
-        let migrates = object.load_steering().map_err(&of)?;
-        let mut staged = pins.stage(&key, &mut object, migrates)?;
-        let result = self.renew_staged(pins, &mut staged, attached, &ours, migrates);
-        match result {
-            Ok((slots, plan, config)) => {
-                let attached = InForce::new(&staged, &config, false);
-                Ok(self.report(&slots, plan, Some(attached), ours.notices))
-            }
-            Err(error) => {
-                pins.remove(&pins.staged(&key))?;
-                self.restore(&ours);
-                Err(error)
+        if let Attached::Unknown { why } = attached {
+            if self.options.takeover {
+                self.attach(&pinned)?;
+            } else {
+                let id = pinned.program_id;
+                notices.push(Notice::new(
+                    format!("it could not be verified that program {id} is still attached: {why}"),
+                    "if `status` with that power says otherwise, `attach --takeover` puts it back",
+                ));
             }
         }
+        self.finish(&mut pinned, slots, plan, config, true, notices)
     }
 
-    fn renew_staged(
-        &mut self,
-        pins: &LockedPins,
-        staged: &mut Pinned,
-        attached: &Attached,
-        ours: &Ours,
-        migrates: bool,
-    ) -> Result<(Slots, Plan, Config), SteerError> {
-        let key = self.group.key;
-        let of = SteerError::of(&key);
-        let before = ours.pinned.as_ref().and_then(|pinned| pinned.maps.config().ok());
-        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-        let sockets = staged.maps.sockets.slots();
-        staged
-            .maps
-            .set_config(&Config {
-                abi: ABI_VERSION,
-                generation: before.map_or(0, |config| config.generation),
-                slots: sockets,
-                half: staged.maps.half(),
-                flags: if migrates { abi::FLAG_MIGRATES } else { 0 }
-                    | if self.options.log { abi::FLAG_LOGS } else { 0 },
-                object: fingerprint(),
-                attached_at: now.as_secs(),
-                group: key.to_raw(),
-                ..Config::default()
-            })
-            .map_err(&of)?;
-        // A socket sits in one map only. From here to `attach` the old program misses, and the
-        // kernel's hash decides: a moment without locality, not without service.
-        if let Some(pinned) = &ours.pinned {
-            pinned.maps.sockets.clear().map_err(&of)?;
-        }
-        let mut slots = assign(&self.group.listeners, &[]);
-        self.fill(staged, &mut slots, attached)?;
-        let plan = self.plan(&slots)?;
-        let config = publish(staged, &plan).map_err(&of)?;
-        self.attach(staged)?;
-        pins.commit(staged, &key)?;
-        Ok((slots, plan, config))
-    }
-
-    /// Fills the map, and forgets listeners that went away meanwhile.
-    fn fill(
+    /// Pins workers if asked to, and with them where they are now, plans and publishes once more.
+    pub(super) fn finish(
         &mut self,
         pinned: &mut Pinned,
-        slots: &mut Slots,
-        attached: &Attached,
-    ) -> Result<(), SteerError> {
-        let mut filled = fill(&mut pinned.maps, &self.group, slots);
-        if let (Err(SteerError::SocketTaken { .. }), Attached::Program { id }, true) =
-            (&filled, attached, self.options.takeover)
-        {
-            owner::release_sockets(*id).map_err(SteerError::of(&self.group.key))?;
-            filled = fill(&mut pinned.maps, &self.group, slots);
+        slots: Slots,
+        mut plan: Plan,
+        mut config: Config,
+        in_place: bool,
+        mut notices: Vec<Notice>,
+    ) -> Result<AttachReport, SteerError> {
+        let mut workers = Vec::new();
+        if self.options.pin {
+            let (done, more) = pin_workers(&self.group, &slots, &plan);
+            notices.extend(more);
+            if !done.is_empty() {
+                self.follow(&done);
+                plan = self.plan(&slots)?;
+                let view = view(&plan);
+                config = pinned.maps.amend(view, &plan.table).map_err(of_maps(&self.group.key))?;
+            }
+            workers = done;
         }
-        let gone = filled?;
+        let attached = InForce::new(pinned, &config, in_place);
+        Ok(AttachReport { pinned: workers, ..self.report(&slots, plan, Some(attached), notices) })
+    }
+
+    /// Takes note of workers that were pinned, here or for another group.
+    pub(super) fn follow(&mut self, pinned: &[PinnedWorker]) {
+        for listener in &mut self.group.listeners {
+            let Served::By(workers) = &mut listener.served else { continue };
+            for worker in workers {
+                let now = pinned
+                    .iter()
+                    .find(|it| it.pid == worker.pid && (it.tid.is_none() || it.tid == worker.tid));
+                if let Some(now) = now {
+                    worker.cpus = CpuSet::from([now.cpu]);
+                }
+            }
+        }
+    }
+
+    /// Puts into the map who is not in it; returns the cookies of listeners that went away.
+    pub(super) fn fill(
+        &self,
+        pinned: &mut Pinned,
+        slots: &Slots,
+        attached: &Attached,
+    ) -> Result<Vec<u64>, SteerError> {
+        let filled = fill(&mut pinned.maps, &self.group, slots);
+        match (&filled, attached, self.options.takeover) {
+            (Err(SteerError::SocketTaken { .. }), Attached::Program { id }, true) => {
+                let cookies: Vec<u64> = slots.keys().copied().collect();
+                owner::release_sockets(*id, &cookies).map_err(SteerError::of(&self.group.key))?;
+                fill(&mut pinned.maps, &self.group, slots)
+            }
+            _ => filled,
+        }
+    }
+
+    /// Forgets listeners that went away meanwhile.
+    pub(super) fn forget(&mut self, gone: &[u64], slots: &mut Slots) -> Result<(), SteerError> {
         slots.retain(|cookie, _| !gone.contains(cookie));
         self.group.listeners.retain(|listener| !gone.contains(&listener.cookie));
         if self.group.listeners.is_empty() {
@@ -230,70 +217,52 @@ impl Job<'_> {
     }
 
     /// Attaches through the first listener that is still there and verifiably listens.
-    fn attach(&self, pinned: &Pinned) -> Result<(), SteerError> {
+    pub(super) fn attach(&self, pinned: &Pinned) -> Result<(), SteerError> {
         for listener in &self.group.listeners {
             match with_listener(listener, &self.group.key, |fd| pinned.attach(fd)) {
                 Ok(attached) => return attached.map_err(SteerError::of(&self.group.key)),
-                Err(AcquireError::Gone | AcquireError::NotTheOne { .. }) => {}
+                Err(error) if error.is_gone() => {}
                 Err(error) => return Err(error.into()),
             }
         }
         Err(SteerError::Vanished { group: self.group.key })
     }
 
-    /// After a failed renewal: gives the program in force its sockets back, as far as they live.
-    fn restore(&self, ours: &Ours) {
-        let Some(pinned) = &ours.pinned else { return };
-        if !ours.in_force {
-            return;
-        }
-        let rows = pinned.maps.rows().unwrap_or_default();
-        let slots = assign(&self.group.listeners, &[]);
-        for listener in &self.group.listeners {
-            let slot = slots[&listener.cookie];
-            // Best effort: a slot that stays empty falls to the row's second choice, then to hash.
-            if rows.iter().any(|row| row.first == slot || row.second == slot) {
-                let _unfilled = with_listener(listener, &self.group.key, |fd| {
-                    pinned.maps.sockets.set(slot, fd)
-                });
-            }
-        }
-    }
-
-    fn plan(&self, slots: &Slots) -> Result<Plan, SteerError> {
-        let weight = |listener: &Listener| {
-            let own = self.options.weights.iter().rev().find(|weight| weighs(listener, **weight));
-            own.map_or(NORMAL_WEIGHT, |weight| weight.percent)
-        };
+    pub(super) fn plan(&self, slots: &Slots) -> Result<Plan, SteerError> {
         let seat = |listener: &Listener| Seat {
             slot: slots[&listener.cookie],
             cpus: listener.cpus(),
-            weight: weight(listener),
+            weight: self.weight(listener),
         };
         let seats = self.group.listeners.iter().map(seat).collect();
         Ok(plan(self.topology, &Request { policy: self.options.policy, seats })?)
     }
 
+    /// The listener's share, in percent of a normal one.
+    pub(super) fn weight(&self, listener: &Listener) -> u32 {
+        let own = self.options.weights.iter().rev().find(|weight| weighs(listener, **weight));
+        own.map_or(NORMAL_WEIGHT, |weight| weight.percent)
+    }
+
     fn report(
-        &mut self,
+        &self,
         slots: &Slots,
         plan: Plan,
         attached: Option<InForce>,
-        mut notices: Vec<Notice>,
+        notices: Vec<Notice>,
     ) -> AttachReport {
-        let mut pinned = Vec::new();
-        if self.options.pin && attached.is_some() {
-            let (workers, more) = pin_workers(&self.group, slots, &plan);
-            pinned = workers;
-            notices.extend(more);
-        }
         let slots = self.group.listeners.iter().map(|it| slots[&it.cookie]).collect();
-        AttachReport { group: self.group.clone(), slots, plan, attached, pinned, notices }
+        let group = self.group.clone();
+        AttachReport { group, slots, plan, attached, pinned: Vec::new(), notices }
     }
 }
 
+/// A plan's way to read the table; where it begins is chosen when it is published.
+pub(super) fn view(plan: &Plan) -> View {
+    View { policy: plan.policy as u32, base: 0, rows: plan.rows, lanes: plan.lanes }
+}
+
 /// Makes a plan the live one.
-fn publish(pinned: &mut Pinned, plan: &Plan) -> Result<Config, BpfError> {
-    let view = View { policy: plan.policy as u32, base: 0, rows: plan.rows, lanes: plan.lanes };
-    pinned.maps.publish(view, &plan.table)
+pub(super) fn publish(pinned: &mut Pinned, plan: &Plan) -> Result<Config, BpfError> {
+    pinned.maps.publish(view(plan), &plan.table)
 }

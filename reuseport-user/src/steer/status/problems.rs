@@ -71,6 +71,13 @@ fn seat_problems(status: &GroupStatus, rows: &[Row]) -> Vec<Notice> {
     }
     let seated: BTreeSet<u32> = status.listeners.iter().filter_map(|it| it.slot).collect();
     let named: BTreeSet<u32> = rows.iter().map(|row| row.first).collect();
+    let unnamed = seated.difference(&named).count();
+    if unnamed > 0 && !rows.is_empty() {
+        problems.push(Notice::new(
+            format!("{unnamed} seated listeners are in no row and get nothing"),
+            "meant so if their weight is 0; otherwise run `reuseport-steer attach` again",
+        ));
+    }
     let empty: Vec<_> = named.difference(&seated).map(u32::to_string).collect();
     if !empty.is_empty() && !rows.is_empty() {
         problems.push(Notice::new(
