@@ -148,7 +148,7 @@ impl Job<'_> {
     ) -> Result<AttachReport, SteerError> {
         let key = self.group.key;
         let of = SteerError::of(&key);
-        let migrates = object.load_steering().map_err(&of)?;
+        let migrates = object.load_steering().map_err(&of)?.migrates();
         let mut staged = pins.stage(&key, &mut object, migrates)?;
         let result = self.renew_staged(pins, &mut staged, attached, &ours, migrates);
         match result {
