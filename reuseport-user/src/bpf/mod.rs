@@ -10,6 +10,7 @@ pub mod object;
 pub mod owner;
 pub mod pins;
 pub mod sockarray;
+pub mod wakeup;
 
 pub use error::BpfError;
 

@@ -7,6 +7,7 @@ use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use reuseport_common::abi::{self, Offsets};
 
 use super::maps::{self, Sizes};
+use super::wakeup::{self, Migration, Wakeup};
 use super::{BpfError, btf};
 use crate::sys::caps::{Cap, Confinement};
 
@@ -70,16 +71,31 @@ impl Object {
     /// Loads the steering program and says whether it is the one that migrates.
     ///
     /// The migrating one is tried first; a kernel that has no migration refuses to let a program
-    /// read `migrating_sk`. That refusal is the probe: versions and the sysctl mislead.
-    pub fn load_steering(&mut self) -> Result<bool, BpfError> {
-        match self.load_program(self.program_name(true)) {
-            Ok(()) => Ok(true),
-            Err(BpfError::Verifier { .. }) => {
-                self.load_program(self.program_name(false)).map_err(|error| self.explain(error))?;
-                Ok(false)
-            }
-            Err(error) => Err(error),
-        }
+    /// read `migrating_sk`. That refusal is the first probe: versions and the sysctl mislead. The
+    /// second is a migration of our own ([`wakeup::probe`]): with CVE-2026-46015 a program that
+    /// migrates would turn a reset into a hang.
+    pub fn load_steering(&mut self) -> Result<Migration, BpfError> {
+        self.load_steering_with(wakeup::probe)
+    }
+
+    fn load_steering_with(
+        &mut self,
+        probe: impl FnOnce() -> Wakeup,
+    ) -> Result<Migration, BpfError> {
+        let name = self.program_name(true);
+        let without = match self.load_program(name) {
+            Ok(()) => match Migration::with(probe()) {
+                Migration::Loaded => return Ok(Migration::Loaded),
+                without => {
+                    self.program::<SkReuseport>(name)?.unload()?;
+                    without
+                }
+            },
+            Err(BpfError::Verifier { .. }) => Migration::Unsupported,
+            Err(error) => return Err(error),
+        };
+        self.load_program(self.program_name(false)).map_err(|error| self.explain(error))?;
+        Ok(without)
     }
 
     /// The steering program that was asked for.
@@ -185,7 +201,7 @@ mod tests {
         let error = object.load_program(abi::PROGRAM_SELECT_OR_MIGRATE).unwrap_err();
         assert!(matches!(error, BpfError::Verifier { .. }), "{error}");
         // The probe falls back on it.
-        assert!(!object.load_steering().unwrap());
+        assert_eq!(object.load_steering().unwrap(), Migration::Unsupported);
         error.to_string()
     }
 
@@ -198,5 +214,30 @@ mod tests {
         assert!(whole.contains("invalid bpf_context access"), "{whole}");
         assert!(!whole.contains("lines left out"), "{whole}");
         assert!(whole.len() > text.len(), "{whole}\nis not more than\n{text}");
+    }
+
+    fn loaded(object: &mut Object, name: &str) -> bool {
+        object.program::<SkReuseport>(name).unwrap().fd().is_ok()
+    }
+
+    #[test]
+    fn migrates_only_where_the_migrated_are_told() {
+        for (log, migrating, other) in [
+            (false, abi::PROGRAM_SELECT_OR_MIGRATE, abi::PROGRAM_SELECT),
+            (true, abi::PROGRAM_SELECT_OR_MIGRATE_LOGGED, abi::PROGRAM_SELECT_LOGGED),
+        ] {
+            for (wakeup, migration) in [
+                (Wakeup::Wakes, Migration::Loaded),
+                (Wakeup::Unknown, Migration::Loaded),
+                (Wakeup::DoesNotWake, Migration::Hangs),
+            ] {
+                let sizes = Sizes::for_group(1, 1);
+                let options = LoadOptions { sizes, port: 1, log, verifier_log: false };
+                let mut object = Object::load(&options).unwrap();
+                assert_eq!(object.load_steering_with(|| wakeup).unwrap(), migration);
+                assert_eq!(loaded(&mut object, migrating), migration.migrates(), "{wakeup:?}");
+                assert_eq!(loaded(&mut object, other), !migration.migrates(), "{wakeup:?}");
+            }
+        }
     }
 }

@@ -1,13 +1,18 @@
-//! `bpf(2)` for what aya has no call for: a sockarray with 8-byte values.
+//! `bpf(2)` for what aya has no call for: a sockarray with 8-byte values, and a program from no
+//! object.
 #![expect(unsafe_code, reason = "raw bpf(2) calls")]
 
-use std::os::fd::{AsRawFd as _, BorrowedFd};
+use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use super::{SyscallError, check};
 
 const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
+const BPF_PROG_LOAD: libc::c_long = 5;
+
+const BPF_PROG_TYPE_SK_REUSEPORT: u32 = 21;
+const BPF_SK_REUSEPORT_SELECT_OR_MIGRATE: u32 = 40;
 
 /// `EEXIST` instead of replacing an occupied slot.
 pub(crate) const BPF_NOEXIST: u64 = 1;
@@ -74,4 +79,55 @@ pub(crate) fn delete(map: BorrowedFd<'_>, key: u32) -> Result<bool, SyscallError
         Err(error) if error.errno() == libc::ENOENT => Ok(false),
         Err(error) => Err(error),
     }
+}
+
+/// The `BPF_PROG_LOAD` view of `union bpf_attr`, as far as it is needed here.
+#[repr(C)]
+#[derive(Default)]
+struct LoadAttr {
+    prog_type: u32,
+    insn_cnt: u32,
+    insns: u64,
+    license: u64,
+    log_level: u32,
+    log_size: u32,
+    log_buf: u64,
+    kern_version: u32,
+    prog_flags: u32,
+    prog_name: [u8; 16],
+    prog_ifindex: u32,
+    expected_attach_type: u32,
+}
+
+/// Loads a program that passes, selects nothing, and is allowed to migrate: the kernel's hash
+/// decides.
+///
+/// # Minimum kernel version
+///
+/// 5.14; earlier ones load it as one that does not migrate.
+pub(crate) fn load_passing_migrator(name: &str) -> Result<OwnedFd, SyscallError> {
+    // `r0 = SK_PASS; exit`: operation, registers, offset, and the immediate value.
+    let move_pass = [&[0xb7, 0, 0, 0][..], &1i32.to_ne_bytes()].concat();
+    let code = [move_pass, vec![0x95, 0, 0, 0, 0, 0, 0, 0]].concat();
+    let license = c"Dual MIT/GPL";
+    let mut attr = LoadAttr {
+        prog_type: BPF_PROG_TYPE_SK_REUSEPORT,
+        insn_cnt: (code.len() / 8) as u32,
+        insns: code.as_ptr() as u64,
+        license: license.as_ptr() as u64,
+        expected_attach_type: BPF_SK_REUSEPORT_SELECT_OR_MIGRATE,
+        ..LoadAttr::default()
+    };
+    // The last byte stays zero.
+    for (to, from) in attr.prog_name[..15].iter_mut().zip(name.bytes()) {
+        *to = from;
+    }
+    // SAFETY: the attribute, the instructions and the license outlive the call; the kernel reads as
+    // many instructions as it is told.
+    let answer = unsafe {
+        libc::syscall(libc::SYS_bpf, BPF_PROG_LOAD, &raw mut attr, size_of::<LoadAttr>())
+    };
+    let fd = check("bpf(BPF_PROG_LOAD)", answer)?;
+    // SAFETY: just made, and nobody else's.
+    Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
 }

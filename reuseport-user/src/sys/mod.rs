@@ -8,6 +8,7 @@ use std::io;
 pub mod bpf;
 pub mod bpffs;
 pub mod caps;
+pub(crate) mod epoll;
 pub(crate) mod mapped;
 pub mod netlink;
 pub mod netns;

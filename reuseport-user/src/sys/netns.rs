@@ -79,6 +79,18 @@ pub fn open(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
+/// A network namespace of nobody, with nothing in it but a loopback interface that is down.
+#[cfg(test)]
+pub(crate) fn fresh() -> File {
+    let make = || {
+        // SAFETY: takes a number; changes only this thread, which ends with the closure.
+        let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
+        check("unshare(CLONE_NEWNET)", i64::from(result)).unwrap();
+        open(Path::new(OWN)).unwrap()
+    };
+    std::thread::spawn(make).join().unwrap()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -86,14 +98,8 @@ mod tests {
     #[test]
     fn works_inside_another_and_stays_outside() {
         let here = inode(Path::new(OWN)).unwrap();
-        let (file, there) = std::thread::spawn(|| {
-            // SAFETY: takes a number; changes only this thread, which ends with the closure.
-            let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-            check("unshare(CLONE_NEWNET)", i64::from(result)).unwrap();
-            (open(Path::new(OWN)).unwrap(), inode(Path::new(OWN)).unwrap())
-        })
-        .join()
-        .unwrap();
+        let file = fresh();
+        let there = file.metadata().unwrap().st_ino();
         assert_ne!(here, there);
         let seen = inside(&file, || (inode(Path::new(OWN)).unwrap(), cookie(there).unwrap()));
         let (seen, inner) = seen.unwrap();

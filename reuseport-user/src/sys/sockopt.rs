@@ -149,6 +149,30 @@ pub fn set_incoming_cpu(socket: BorrowedFd<'_>, cpu: Option<Cpu>) -> Result<(), 
     Ok(())
 }
 
+/// Attaches a program to the group of the socket.
+///
+/// # Minimum kernel version
+/// 4.19 for an `SK_REUSEPORT` program.
+pub(crate) fn attach_reuseport(
+    socket: BorrowedFd<'_>,
+    program: BorrowedFd<'_>,
+) -> Result<(), SyscallError> {
+    let value: c_int = program.as_raw_fd();
+    // SAFETY: both descriptors are open while borrowed; the kernel reads the size of `value` given
+    // beside it, and `value` outlives the call.
+    let result = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_REUSEPORT_EBPF,
+            (&raw const value).cast(),
+            size_of::<c_int>() as libc::socklen_t,
+        )
+    };
+    check("setsockopt(SO_ATTACH_REUSEPORT_EBPF)", i64::from(result))?;
+    Ok(())
+}
+
 #[cfg(test)]
 mod tests {
     use std::net::{TcpListener, UdpSocket};

@@ -19,7 +19,7 @@ use crate::discover::acquire::with_listener;
 use crate::model::Listener;
 use crate::plan::Plan;
 
-use super::super::SteerError;
+use super::super::{Notice, SteerError};
 use super::super::fill::{Slots, assign};
 use super::super::ownership::Ours;
 use super::job::{Job, publish, view};
@@ -50,7 +50,10 @@ impl Renewal<'_> {
         mut object: Object,
     ) -> Result<AttachReport, SteerError> {
         let key = self.job.group.key;
-        let migrates = object.load_steering().map_err(SteerError::of(&key))?;
+        let migration = object.load_steering().map_err(SteerError::of(&key))?;
+        let notice = migration.notice();
+        self.ours.notices.extend(notice.map(|(what, remedy)| Notice::new(what, remedy)));
+        let migrates = migration.migrates();
         let mut staged = pins.stage(&key, &mut object, migrates)?;
         let listeners = self.job.group.listeners.clone();
         let mut progress = Progress::default();

@@ -1,0 +1,180 @@
+//! Whether a migrated connection wakes the listener it was moved to.
+//!
+//! Kernels with CVE-2026-46015 queue it there and tell nobody: whoever sleeps in `epoll_wait` or
+//! `accept` sleeps on until the next connection, and a client that would have been reset hangs
+//! instead. Versions do not tell (the fix was backported here and there): one migration of our own
+//! between two listeners on the loopback interface does.
+
+use std::io;
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::os::fd::AsFd as _;
+use std::time::Duration;
+
+use socket2::{Domain, Socket, Type};
+
+use crate::sys::epoll::Epoll;
+use crate::sys::{SyscallError, bpf, sockopt};
+
+/// Longest wait for the handshake, and for the wakeup: either takes microseconds where it comes at
+/// all.
+const PATIENCE: Duration = Duration::from_millis(100);
+
+/// What a migration did to the listener that got the connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wakeup {
+    /// Woke it.
+    Wakes,
+    /// The connection was there to accept, and nobody had been told.
+    DoesNotWake,
+    /// Nothing was migrated: no loopback interface that works, or a limit in the way.
+    Unknown,
+}
+
+/// Whether the program that was loaded migrates.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Migration {
+    /// It does.
+    Loaded,
+    /// Not in this kernel.
+    Unsupported,
+    /// The kernel would, and leave the connections hanging (CVE-2026-46015).
+    Hangs,
+}
+
+impl Migration {
+    /// What to do on a kernel that can migrate. Not knowing is no reason to do without: nearly every
+    /// kernel in use is repaired.
+    pub(super) fn with(wakeup: Wakeup) -> Self {
+        match wakeup {
+            Wakeup::Wakes | Wakeup::Unknown => Self::Loaded,
+            Wakeup::DoesNotWake => Self::Hangs,
+        }
+    }
+
+    /// Whether it is the migrating program.
+    pub fn migrates(self) -> bool {
+        self == Self::Loaded
+    }
+
+    /// What to tell whoever attaches, and what can be done about it.
+    pub fn notice(self) -> Option<(&'static str, &'static str)> {
+        match self {
+            Self::Loaded | Self::Unsupported => None,
+            Self::Hangs => Some((
+                "connections queued at a listener that closes are not migrated: this kernel would \
+                 leave them hanging until the next connection (CVE-2026-46015)",
+                "update the kernel, boot it, and attach again; until then such connections are \
+                 reset, as without steering",
+            )),
+        }
+    }
+}
+
+/// Migrates a connection of our own in the calling thread's network namespace.
+///
+/// Takes well below a millisecond, unless the wakeup or the handshake does not come: then a tenth of
+/// a second or two. Uses a free port, and leaves nothing behind.
+pub fn probe() -> Wakeup {
+    [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))]
+        .into_iter()
+        .map(|address| migrate(address).unwrap_or(Wakeup::Unknown))
+        .find(|&wakeup| wakeup != Wakeup::Unknown)
+        .unwrap_or(Wakeup::Unknown)
+}
+
+/// Why there is no answer. Nobody reads it: the caller goes on without.
+#[derive(Debug, thiserror::Error)]
+enum ProbeError {
+    #[error(transparent)]
+    Io(#[from] io::Error),
+    #[error(transparent)]
+    Syscall(#[from] SyscallError),
+}
+
+/// Connects to one of two listeners, closes it, and sees what the other learns of that.
+fn migrate(address: SocketAddr) -> Result<Wakeup, ProbeError> {
+    let first = listener(address)?;
+    let address = first
+        .local_addr()?
+        .as_socket()
+        .ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
+    let second = listener(address)?;
+    // Not the one that steers: its counters and its log are for the group's connections.
+    let program = bpf::load_passing_migrator("wakeup_probe")?;
+    sockopt::attach_reuseport(first.as_fd(), program.as_fd())?;
+    // Both are watched before anything happens. A later `epoll_wait` returns only what a wakeup put
+    // on the ready list, exactly as if it had slept all the while; `poll` would look for itself.
+    let epoll = Epoll::new()?;
+    epoll.watch(first.as_fd(), 0)?;
+    epoll.watch(second.as_fd(), 1)?;
+    let client = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    // Closed by a reset: leaves no TIME_WAIT behind.
+    client.set_linger(Some(Duration::ZERO))?;
+    client.connect_timeout(&address.into(), PATIENCE)?;
+    let (closes, stays, token) = match epoll.wait(PATIENCE)? {
+        Some(0) => (first, second, 1),
+        Some(_) => (second, first, 0),
+        None => return Ok(Wakeup::Unknown),
+    };
+    // Migrates at once, before `close` returns.
+    drop(closes);
+    let told = epoll.wait(PATIENCE)? == Some(token);
+    let migrated = match stays.accept() {
+        Ok((_, peer)) => peer.as_socket() == client.local_addr()?.as_socket(),
+        Err(_) => false,
+    };
+    Ok(judge(told, migrated))
+}
+
+/// Only a connection that has been moved says something of wakeups.
+fn judge(told: bool, migrated: bool) -> Wakeup {
+    match (migrated, told) {
+        (true, true) => Wakeup::Wakes,
+        (true, false) => Wakeup::DoesNotWake,
+        (false, _) => Wakeup::Unknown,
+    }
+}
+
+fn listener(address: SocketAddr) -> io::Result<Socket> {
+    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+    socket.set_reuse_port(true)?;
+    socket.set_nonblocking(true)?;
+    socket.bind(&address.into())?;
+    socket.listen(8)?;
+    Ok(socket)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::sys::netns;
+
+    #[test]
+    fn a_migrated_connection_wakes_its_new_listener_here() {
+        for address in ["127.0.0.1:0", "[::1]:0"] {
+            assert_eq!(migrate(address.parse().unwrap()).unwrap(), Wakeup::Wakes, "{address}");
+        }
+        assert_eq!(probe(), Wakeup::Wakes);
+    }
+
+    #[test]
+    fn without_a_loopback_interface_nothing_is_known() {
+        assert_eq!(netns::inside(&netns::fresh(), probe).unwrap(), Wakeup::Unknown);
+    }
+
+    #[test]
+    fn only_a_moved_connection_is_evidence() {
+        assert_eq!(judge(true, true), Wakeup::Wakes);
+        assert_eq!(judge(false, true), Wakeup::DoesNotWake);
+        assert_eq!(judge(false, false), Wakeup::Unknown);
+        assert_eq!(judge(true, false), Wakeup::Unknown);
+    }
+
+    #[test]
+    fn says_why_it_does_without() {
+        let (what, remedy) = Migration::Hangs.notice().unwrap();
+        assert!(what.contains("CVE-2026-46015") && remedy.contains("kernel"), "{what}; {remedy}");
+        assert_eq!(Migration::Loaded.notice(), None);
+        assert_eq!(Migration::Unsupported.notice(), None);
+    }
+}
