@@ -89,6 +89,13 @@ impl BpfError {
         errno(self)
     }
 
+    /// Whether the kernel refused to write to a map that is open: somebody froze it
+    /// (`bpftool map freeze`), for good. Only new maps can be written then.
+    pub fn is_write_refused(&self) -> bool {
+        matches!(self, Self::Syscall(_) | Self::Map(_))
+            && matches!(self.errno(), libc::EPERM | libc::EACCES)
+    }
+
     /// Sorts an `EPERM` or `EACCES` of `action` by its cause; passes anything else on.
     pub(super) fn sort<E: Into<Self>>(action: &str, cap: Cap) -> impl FnOnce(E) -> Self {
         move |error| {
@@ -233,6 +240,10 @@ mod tests {
         let io = io::Error::from_raw_os_error(libc::EBUSY);
         let error = BpfError::Syscall(SyscallError { call: "bpf", source: io });
         assert_eq!(error.errno(), libc::EBUSY);
+        assert!(!error.is_write_refused());
+        let io = io::Error::from_raw_os_error(libc::EPERM);
+        let frozen = MapError::IoError(io);
+        assert!(BpfError::from(frozen).is_write_refused());
         assert_eq!(BpfError::Shape(String::new()).errno(), 0);
     }
 }
