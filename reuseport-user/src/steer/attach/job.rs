@@ -217,7 +217,8 @@ impl Job<'_> {
         if let (Err(SteerError::SocketTaken { .. }), Attached::Program { id }, true) =
             (&filled, attached, self.options.takeover)
         {
-            owner::release_sockets(*id).map_err(SteerError::of(&self.group.key))?;
+            let cookies: Vec<_> = self.group.listeners.iter().map(|it| it.cookie).collect();
+            owner::release_sockets(*id, &cookies).map_err(SteerError::of(&self.group.key))?;
             filled = fill(&mut pinned.maps, &self.group, slots);
         }
         let gone = filled?;
