@@ -86,7 +86,13 @@ pub enum BpfError {
 impl BpfError {
     /// The error number of the call that failed; 0 where none did.
     pub fn errno(&self) -> i32 {
-        errno(self)
+        match self {
+            // Transparent: a chain of causes goes past these without naming them.
+            Self::Io(error) | Self::Map(MapError::IoError(error)) => {
+                error.raw_os_error().unwrap_or(0)
+            }
+            _ => errno(self),
+        }
     }
 
     /// Whether the kernel refused to write to a map that is open: somebody froze it
@@ -244,6 +250,8 @@ mod tests {
         let io = io::Error::from_raw_os_error(libc::EPERM);
         let frozen = MapError::IoError(io);
         assert!(BpfError::from(frozen).is_write_refused());
+        let io = io::Error::from_raw_os_error(libc::EPERM);
+        assert_eq!(BpfError::Io(io).errno(), libc::EPERM);
         assert_eq!(BpfError::Shape(String::new()).errno(), 0);
     }
 }
