@@ -9,6 +9,7 @@ mod measure;
 mod nginx;
 mod pgbouncer;
 mod placement;
+mod planted;
 mod privileges;
 mod programs;
 mod races;

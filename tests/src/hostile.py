@@ -4,6 +4,8 @@
     hostile.py attach SYS_BPF PID FD none|array      attach an eBPF program, then wait for stdin's end
     hostile.py classic SYS_BPF PID FD                attach a classic one and exit
     hostile.py hold SYS_BPF PID FD                   put the listener into a map, then wait
+    hostile.py share SYS_BPF PID FD PID FD SIZE      one map of SIZE byte values with two listeners; its
+                                                     program is attached to the first; then wait
     hostile.py detach SYS_BPF PID FD                 detach whatever is attached and exit
     hostile.py reuse PORT                            close and reopen sockets on the same descriptor
 """
@@ -57,11 +59,12 @@ def load(array=None):
     )
 
 
-def hold(listener):
-    """A map with the listener in it."""
-    array = bpf(0, struct.pack("=IIII", SOCKARRAY, 4, 8, 1))
-    key, value = ctypes.c_uint32(0), ctypes.c_uint64(listener.fileno())
-    bpf(2, struct.pack("=IIQQQ", array, 0, ctypes.addressof(key), ctypes.addressof(value), 0))
+def hold(*listeners, size=8):
+    """A map with the listeners in it."""
+    array = bpf(0, struct.pack("=IIII", SOCKARRAY, 4, size, len(listeners)))
+    for slot, listener in enumerate(listeners):
+        key, value = ctypes.c_uint32(slot), ctypes.c_uint64(listener.fileno())
+        bpf(2, struct.pack("=IIQQQ", array, 0, ctypes.addressof(key), ctypes.addressof(value), 0))
     return array
 
 
@@ -130,6 +133,13 @@ def main():
     elif verb == "hold":
         array = hold(listener)
         listener.close()
+        wait()
+    elif verb == "share":
+        other = take(*arguments[3:5])
+        program = load(hold(listener, other, size=int(arguments[5])))
+        listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, program)
+        listener.close()
+        other.close()
         wait()
     elif verb == "detach":
         listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)

@@ -48,6 +48,15 @@ impl Stranger {
         let (child, stdin) = ready(&mut command);
         Self { _child: child, _stdin: stdin }
     }
+
+    /// Puts the first listeners of both workers into one map with values of `size` bytes, and
+    /// attaches a program that refers to it to the group of `worker`'s.
+    pub fn share(netns: &Netns, worker: &Worker, other: &Worker, size: u32) -> Self {
+        let mut command = script(netns, "share", worker);
+        command.args([other.pid().to_string(), other.fds()[0].to_string(), size.to_string()]);
+        let (child, stdin) = ready(&mut command);
+        Self { _child: child, _stdin: stdin }
+    }
 }
 
 /// Attaches a classic BPF program to the group of `worker`'s first listener.

@@ -86,7 +86,20 @@ pub enum BpfError {
 impl BpfError {
     /// The error number of the call that failed; 0 where none did.
     pub fn errno(&self) -> i32 {
-        errno(self)
+        match self {
+            // Transparent: a chain of causes goes past these without naming them.
+            Self::Io(error) | Self::Map(MapError::IoError(error)) => {
+                error.raw_os_error().unwrap_or(0)
+            }
+            _ => errno(self),
+        }
+    }
+
+    /// Whether the kernel refused to write to a map that is open: somebody froze it
+    /// (`bpftool map freeze`), for good. Only new maps can be written then.
+    pub fn is_write_refused(&self) -> bool {
+        matches!(self, Self::Syscall(_) | Self::Map(_))
+            && matches!(self.errno(), libc::EPERM | libc::EACCES)
     }
 
     /// Sorts an `EPERM` or `EACCES` of `action` by its cause; passes anything else on.
@@ -233,6 +246,12 @@ mod tests {
         let io = io::Error::from_raw_os_error(libc::EBUSY);
         let error = BpfError::Syscall(SyscallError { call: "bpf", source: io });
         assert_eq!(error.errno(), libc::EBUSY);
+        assert!(!error.is_write_refused());
+        let io = io::Error::from_raw_os_error(libc::EPERM);
+        let frozen = MapError::IoError(io);
+        assert!(BpfError::from(frozen).is_write_refused());
+        let io = io::Error::from_raw_os_error(libc::EPERM);
+        assert_eq!(BpfError::Io(io).errno(), libc::EPERM);
         assert_eq!(BpfError::Shape(String::new()).errno(), 0);
     }
 }

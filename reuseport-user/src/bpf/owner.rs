@@ -10,6 +10,7 @@ use serde::Serialize;
 
 use super::BpfError;
 use super::object::Object;
+use super::sockarray::Released;
 
 /// `BPF_PROG_TYPE_SK_REUSEPORT`.
 const SK_REUSEPORT: u32 = 21;
@@ -94,9 +95,14 @@ pub fn program_name(id: u32) -> Option<String> {
     Some(program.name_as_str()?.to_owned())
 }
 
-/// Frees the sockets that a foreign program's maps hold: only on the user's explicit takeover.
-pub fn release_sockets(id: u32, _cookies: &[u64]) -> Result<u32, BpfError> {
+/// Frees those sockets of a foreign program's maps that have one of `cookies`: only on the user's
+/// explicit takeover. Sockets of other groups stay where they are.
+///
+/// # Minimum kernel version
+///
+/// 4.19; `CAP_SYS_ADMIN`, which looking maps up by their id takes.
+pub fn release_sockets(id: u32, cookies: &[u64]) -> Result<Released, BpfError> {
     let program = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id);
     let maps = program.map(|program| program.map_ids()).transpose()?.flatten();
-    super::sockarray::clear_foreign(&maps.unwrap_or_default())
+    super::sockarray::release_foreign(&maps.unwrap_or_default(), cookies)
 }

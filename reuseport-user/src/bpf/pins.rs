@@ -8,7 +8,7 @@
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, PermissionsExt as _};
+use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
@@ -19,9 +19,13 @@ use aya::programs::sk_reuseport::SkReuseportAttachType;
 use super::BpfError;
 use super::maps::Maps;
 use super::object::Object;
-use crate::model::GroupKey;
+use crate::model::{GroupKey, Protocol};
 use crate::sys::bpffs;
 use crate::sys::caps::Cap;
+
+use child::Child;
+
+mod child;
 
 /// Where bpffs is mounted by default.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -45,10 +49,10 @@ pub enum PinsError {
         /// What was looked at.
         path: PathBuf,
     },
-    /// Others could replace what is in it.
+    /// Others could replace what is in it, or have put it there.
     #[error(
         "{path} can be written by others (mode {mode:04o}, owner {uid}): whoever may write here may \
-         steer; run `chown {expected} {path} && chmod 0700 {path}`"
+         steer; {}", child::advice(path, *uid, *expected)
     )]
     Unsafe {
         /// The directory.
@@ -155,7 +159,18 @@ impl Pins {
     /// Pins of `group`; `None` where there are none. Half-made or unreadable ones are an error.
     pub fn open(&self, group: &GroupKey) -> Result<Option<Pinned>, PinsError> {
         let directory = self.place(group);
-        if directory.exists() { Pinned::open(directory).map(Some) } else { Ok(None) }
+        match child::look(&self.base, &directory) {
+            Ok(Child::Missing) => Ok(None),
+            Ok(Child::Directory) => Pinned::open(directory).map(Some),
+            Ok(Child::Other) => Err(PinsError::NotDirectory { path: directory }),
+            // Whoever may not look into the base directory has nothing there.
+            Err(PinsError::Io { source, .. })
+                if source.kind() == io::ErrorKind::PermissionDenied =>
+            {
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// Where the group's pins are, or would be.
@@ -163,7 +178,8 @@ impl Pins {
         self.base.join(name(group))
     }
 
-    /// Every pinned group: its directory, and what is in it or why that cannot be read.
+    /// Every directory below the base, what a crash left under `new-` and `old-` among them
+    /// ([`names_port`] knows these names), and what is in it or why that cannot be read.
     pub fn list(&self) -> Result<Vec<Found>, PinsError> {
         let entries = match fs::read_dir(&self.base) {
             Ok(entries) => entries,
@@ -172,7 +188,15 @@ impl Pins {
         };
         let mut directories: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
         directories.sort();
-        let open = |directory: PathBuf| (directory.clone(), Pinned::open(directory));
+        let open = |directory: PathBuf| {
+            let found = match child::look(&self.base, &directory) {
+                Ok(Child::Other) => Err(PinsError::NotDirectory { path: directory.clone() }),
+                // What is gone meanwhile cannot be opened either.
+                Ok(Child::Directory | Child::Missing) => Pinned::open(directory.clone()),
+                Err(error) => Err(error),
+            };
+            (directory, found)
+        };
         Ok(directories.into_iter().map(open).collect())
     }
 
@@ -199,10 +223,7 @@ impl Pins {
             Err(error) => return Err(io_error("look at", &self.base)(error.source)),
         }
         let expected = crate::sys::caps::Confinement::read().uid;
-        let mode = meta.permissions().mode() & 0o7777;
-        if mode & 0o022 != 0 || (meta.uid() != expected && meta.uid() != 0) {
-            return Err(PinsError::Unsafe { path: self.base, mode, uid: meta.uid(), expected });
-        }
+        child::check(&self.base, &meta, &[expected, 0], expected)?;
         let lock = File::open(&self.base).map_err(io_error("open", &self.base))?;
         let deadline = Instant::now() + LOCK_PATIENCE;
         loop {
@@ -256,12 +277,19 @@ impl LockedPins {
         let place = self.place(group);
         let old = self.pins.base.join(format!("{OLD}{}", name(group)));
         self.remove(&old)?;
-        if place.exists() {
-            fs::rename(&place, &old).map_err(io_error("rename", &place))?;
+        match child::look(&self.pins.base, &place)? {
+            Child::Missing => {}
+            Child::Directory => {
+                fs::rename(&place, &old).map_err(io_error("rename", &place))?;
+            }
+            // A directory cannot be renamed over anything else.
+            Child::Other => self.remove(&place)?,
         }
         fs::rename(&staged.directory, &place).map_err(io_error("rename", &staged.directory))?;
         staged.directory = place;
-        self.remove(&old)
+        // The group is steered by now. What stays of the old pins is removed by the next attach.
+        let _left_over = self.remove(&old);
+        Ok(())
     }
 
     /// Where a staged directory of `group` would be; it is there only after a crash.
@@ -274,13 +302,24 @@ impl LockedPins {
         self.pins.base.join(format!("{OLD}{}", name(group)))
     }
 
-    /// Removes a group's pins and frees their sockets for another map at once.
+    /// Removes a group's pins and frees their sockets for another map at once; where somebody froze
+    /// the map (`bpftool map freeze`), they are free when its last user is gone.
+    ///
+    /// Follows no link and descends no further: what is not a directory at `directory` is unlinked,
+    /// and one of another user's is refused ([`PinsError::Unsafe`]).
     pub fn remove(&self, directory: &Path) -> Result<(), PinsError> {
-        if !directory.exists() {
-            return Ok(());
+        match child::look(&self.pins.base, directory)? {
+            Child::Missing => return Ok(()),
+            Child::Other => {
+                return fs::remove_file(directory).map_err(io_error("remove", directory));
+            }
+            Child::Directory => {}
         }
         if let Ok(pinned) = Pinned::open_any(directory.to_owned()) {
-            pinned.maps.sockets.clear()?;
+            match pinned.maps.sockets.clear() {
+                Err(error) if !error.is_write_refused() => return Err(error.into()),
+                _ => {}
+            }
         }
         for entry in fs::read_dir(directory).map_err(io_error("read", directory))?.flatten() {
             fs::remove_file(entry.path()).map_err(io_error("remove", &entry.path()))?;
@@ -352,36 +391,15 @@ fn name(group: &GroupKey) -> String {
     format!("{}{}-{}-{hash:016x}", group.protocol, raw.family, raw.port)
 }
 
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::model::Protocol;
-
-    #[test]
-    fn names_differ_with_every_part_of_the_key_and_hold_no_dot() {
-        let key = GroupKey {
-            netns: 1,
-            protocol: Protocol::Tcp,
-            address: "10.0.0.1:6432".parse().unwrap(),
-            v6only: false,
-            device: 0,
-            uid: 0,
-        };
-        let keys = [
-            key,
-            GroupKey { netns: 2, ..key },
-            GroupKey { protocol: Protocol::Udp, ..key },
-            GroupKey { address: "10.0.0.2:6432".parse().unwrap(), ..key },
-            GroupKey { address: "[::]:6432".parse().unwrap(), ..key },
-            GroupKey { address: "[::]:6432".parse().unwrap(), v6only: true, ..key },
-            GroupKey { device: 3, ..key },
-            GroupKey { uid: 33, ..key },
-        ];
-        let names: std::collections::BTreeSet<_> = keys.iter().map(name).collect();
-        assert_eq!(names.len(), keys.len());
-        assert!(names.iter().all(|name| !name.contains(['.', '/'])));
-        for key in keys {
-            assert_eq!(GroupKey::from_raw(&key.to_raw()), Some(key));
-        }
-    }
+/// Whether a directory below the base is, by its name, of a group on `port`: in place, or left
+/// behind by a crash while it was made or replaced.
+pub fn names_port(directory: &Path, protocol: Protocol, port: u16) -> bool {
+    let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
+    let name = name.strip_prefix(NEW).or_else(|| name.strip_prefix(OLD)).unwrap_or(name);
+    name.strip_prefix(&protocol.to_string())
+        .and_then(|rest| rest.split('-').nth(1))
+        .is_some_and(|named| named == port.to_string())
 }
+
+#[cfg(test)]
+mod tests;

@@ -38,6 +38,13 @@ pub enum SetError {
     Syscall(SyscallError),
 }
 
+impl SetError {
+    /// As [`BpfError::is_write_refused`].
+    pub fn is_write_refused(&self) -> bool {
+        matches!(self, Self::Syscall(error) if matches!(error.errno(), libc::EPERM | libc::EACCES))
+    }
+}
+
 impl SockArray {
     /// Takes a loaded or pinned map, after a look at its shape.
     pub(super) fn new(map: Map) -> Result<Self, BpfError> {
@@ -98,7 +105,11 @@ impl SockArray {
     ///
     /// Dropping the last reference to the map would do it too, but an RCU grace period later.
     pub fn clear(&self) -> Result<u32, BpfError> {
-        clear(self.fd(), self.slots)
+        let mut cleared = 0;
+        for slot in 0..self.slots {
+            cleared += u32::from(self.remove(slot)?);
+        }
+        Ok(cleared)
     }
 
     fn fd(&self) -> BorrowedFd<'_> {
@@ -106,23 +117,35 @@ impl SockArray {
     }
 }
 
-/// Empties every sockarray that a foreign program uses: only on the user's explicit takeover.
-pub(super) fn clear_foreign(map_ids: &[u32]) -> Result<u32, BpfError> {
-    let mut cleared = 0;
-    for &id in map_ids {
-        let info = MapInfo::from_id(id)?;
-        if info.map_type()? == MapType::ReuseportSockArray {
-            let fd = info.fd()?;
-            cleared += clear(fd.as_fd(), info.max_entries())?;
-        }
-    }
-    Ok(cleared)
+/// What was taken out of a foreign program's maps.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Released {
+    /// Sockets.
+    pub sockets: u32,
+    /// Sockarrays with 4-byte values: they do not tell what is in them, so they were left alone.
+    pub unreadable: u32,
 }
 
-fn clear(map: BorrowedFd<'_>, slots: u32) -> Result<u32, BpfError> {
-    let mut cleared = 0;
-    for slot in 0..slots {
-        cleared += u32::from(bpf::delete(map, slot)?);
+/// Takes the sockets with these `cookies` out of every sockarray that a foreign program uses, which
+/// may hold others' too: only on the user's explicit takeover.
+pub(super) fn release_foreign(map_ids: &[u32], cookies: &[u64]) -> Result<Released, BpfError> {
+    let mut released = Released::default();
+    for &id in map_ids {
+        let info = MapInfo::from_id(id)?;
+        if info.map_type()? != MapType::ReuseportSockArray {
+            continue;
+        }
+        if info.value_size() != 8 {
+            released.unreadable += 1;
+            continue;
+        }
+        let fd = info.fd()?;
+        for slot in 0..info.max_entries() {
+            let cookie = bpf::lookup_u64(fd.as_fd(), slot)?;
+            if cookie.is_some_and(|cookie| cookies.contains(&cookie)) {
+                released.sockets += u32::from(bpf::delete(fd.as_fd(), slot)?);
+            }
+        }
     }
-    Ok(cleared)
+    Ok(released)
 }

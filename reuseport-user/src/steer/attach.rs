@@ -215,9 +215,12 @@ fn carry_out(
 /// What a refused write to maps in force means.
 pub(super) fn of_maps(group: &GroupKey) -> impl Fn(BpfError) -> SteerError {
     let group = *group;
-    move |source| match source.errno() {
-        libc::EPERM => SteerError::Frozen { group },
-        _ => SteerError::Bpf { group, source },
+    move |source| {
+        if source.is_write_refused() {
+            SteerError::Frozen { group }
+        } else {
+            SteerError::Bpf { group, source }
+        }
     }
 }
 

@@ -1,11 +1,9 @@
 //! `detach`: gives a group back to the kernel's hash. Idempotent, and never what is not ours.
 
-use std::path::Path;
-
 use serde::Serialize;
 
 use crate::bpf::owner::Attached;
-use crate::bpf::pins::{self, LockedPins, Pins, PinsError};
+use crate::bpf::pins::{self, LockedPins, Pins, PinsError, names_port};
 use crate::discover::acquire::with_listener;
 use crate::discover::{DiscoverError, Target, discover};
 use crate::model::{Group, GroupKey};
@@ -129,7 +127,7 @@ pub(super) fn clear_dead(
     for (directory, pinned) in pins.list()? {
         let Ok(pinned) = pinned else {
             // Another version's or an incomplete one: its name tells the port, but not where.
-            if names_port(&directory, target)
+            if names_port(&directory, target.protocol, target.port)
                 && live.is_empty()
                 && sees_everything()
                 && discover_everywhere(&target.everywhere())?.is_empty()
@@ -160,12 +158,4 @@ pub(super) fn clear_dead(
         }
     }
     Ok(reports)
-}
-
-fn names_port(directory: &Path, target: &Target) -> bool {
-    let name = directory.file_name().and_then(|name| name.to_str()).unwrap_or_default();
-    let protocol = target.protocol.to_string();
-    name.strip_prefix(&protocol)
-        .and_then(|rest| rest.split('-').nth(1))
-        .is_some_and(|port| port == target.port.to_string())
 }

@@ -19,9 +19,9 @@ use crate::discover::acquire::with_listener;
 use crate::model::Listener;
 use crate::plan::Plan;
 
-use super::super::{Notice, SteerError};
 use super::super::fill::{Slots, assign};
 use super::super::ownership::Ours;
+use super::super::{Notice, SteerError};
 use super::job::{Job, publish, view};
 use super::{AttachReport, of_maps};
 
