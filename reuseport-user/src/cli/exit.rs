@@ -43,9 +43,9 @@ fn steer(error: &SteerError) -> u8 {
         SteerError::GroupOfOne { .. } | SteerError::UnknownWorkers { .. } => NOT_STEERABLE,
         SteerError::Foreign { .. }
         | SteerError::Suspicious { .. }
-        | SteerError::SocketTaken { .. } => CONFLICT,
+        | SteerError::SocketTaken { .. }
+        | SteerError::Frozen { .. } => CONFLICT,
         SteerError::Topology(_) | SteerError::Fill { .. } => SYSTEM,
-        SteerError::Frozen { .. } => CONFLICT,
         SteerError::Vanished { .. } => NOT_FOUND,
     }
 }

@@ -144,14 +144,14 @@ impl Job<'_> {
                 ));
             }
         }
-        self.finish(&mut pinned, slots, plan, config, true, notices)
+        self.finish(&mut pinned, &slots, plan, config, true, notices)
     }
 
     /// Pins workers if asked to, and with them where they are now, plans and publishes once more.
     pub(super) fn finish(
         &mut self,
         pinned: &mut Pinned,
-        slots: Slots,
+        slots: &Slots,
         mut plan: Plan,
         mut config: Config,
         in_place: bool,
@@ -159,18 +159,18 @@ impl Job<'_> {
     ) -> Result<AttachReport, SteerError> {
         let mut workers = Vec::new();
         if self.options.pin {
-            let (done, more) = pin_workers(&self.group, &slots, &plan);
+            let (done, more) = pin_workers(&self.group, slots, &plan);
             notices.extend(more);
             if !done.is_empty() {
                 self.follow(&done);
-                plan = self.plan(&slots)?;
+                plan = self.plan(slots)?;
                 let view = view(&plan);
                 config = pinned.maps.amend(view, &plan.table).map_err(of_maps(&self.group.key))?;
             }
             workers = done;
         }
         let attached = InForce::new(pinned, &config, in_place);
-        Ok(AttachReport { pinned: workers, ..self.report(&slots, plan, Some(attached), notices) })
+        Ok(AttachReport { pinned: workers, ..self.report(slots, plan, Some(attached), notices) })
     }
 
     /// Takes note of workers that were pinned, here or for another group.

@@ -60,7 +60,7 @@ impl Renewal<'_> {
         match self.carry_out(pins, &mut staged, migrates, &mut progress) {
             Ok((plan, config)) => {
                 let notices = std::mem::take(&mut self.ours.notices);
-                self.job.finish(&mut staged, progress.slots, plan, config, false, notices)
+                self.job.finish(&mut staged, &progress.slots, plan, config, false, notices)
             }
             Err(error) => {
                 self.undo(&staged, &listeners, &progress);

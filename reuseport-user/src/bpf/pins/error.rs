@@ -1,0 +1,81 @@
+//! What can go wrong with pins, and what to do about it.
+
+use std::io;
+use std::path::{Path, PathBuf};
+
+use super::{LOCK_PATIENCE, child};
+use crate::bpf::BpfError;
+
+/// Why pins cannot be made or read.
+#[derive(Debug, thiserror::Error)]
+pub enum PinsError {
+    /// Not a bpffs.
+    #[error(
+        "{path} is not a mounted BPF file system: run `mount -t bpf bpf {path}` (in a container: \
+         mount the host's, or your own), or name another with --bpffs"
+    )]
+    NotBpffs {
+        /// What was looked at.
+        path: PathBuf,
+    },
+    /// Others could replace what is in it, or have put it there.
+    #[error(
+        "{path} can be written by others (mode {mode:04o}, owner {uid}): whoever may write here may \
+         steer; {}", child::advice(path, *uid, *expected)
+    )]
+    Unsafe {
+        /// The directory.
+        path: PathBuf,
+        /// Its permissions.
+        mode: u32,
+        /// Its owner.
+        uid: u32,
+        /// Who should own it: the user who runs this.
+        expected: u32,
+    },
+    /// The base directory is something else.
+    #[error("{path} is not a directory (a link, perhaps): remove it, it is not ours")]
+    NotDirectory {
+        /// The path.
+        path: PathBuf,
+    },
+    /// Another instance is at work.
+    #[error(
+        "another reuseport-steer is changing {path} (waited {}s): try again, or see who holds the \
+         lock in /proc/locks",
+        LOCK_PATIENCE.as_secs()
+    )]
+    Locked {
+        /// The base directory.
+        path: PathBuf,
+    },
+    /// The file system refused.
+    #[error("{action} {path}: {source}{hint}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What to do, where it is known.
+        hint: &'static str,
+        /// The refusal.
+        #[source]
+        source: io::Error,
+    },
+    /// The kernel refused.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+}
+
+pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {
+    move |source| {
+        let hint = match source.raw_os_error() {
+            Some(libc::EROFS) => " (mounted read-only: `mount -o remount,rw` it)",
+            Some(libc::EACCES | libc::EPERM) => {
+                " (run as root, or give the directory to this user)"
+            }
+            _ => "",
+        };
+        PinsError::Io { action, path: path.to_owned(), hint, source }
+    }
+}
