@@ -13,7 +13,7 @@ const COMMANDS: [&str; 6] = [
     "cargo xtask lint",
     "cargo xtask build-ebpf --check",
     "cargo build --release",
-    "cargo install --path reuseport-user",
+    "cargo install --locked --path reuseport-user",
     "cargo xtask test",
     "cargo xtask bench --quick",
 ];
@@ -27,7 +27,7 @@ pub(crate) fn run(_: &Options) -> Result<()> {
             let mut command = program(name, &args);
             if args.first() == Some(&"install") {
                 // Where it leaves the caller's own installation alone.
-                command.args(["--locked", "--root", "target/install"]);
+                command.args(["--root", "target/install"]);
             }
             execute(&mut command)
         });

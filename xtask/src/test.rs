@@ -12,7 +12,7 @@ use crate::shell::{Steps, cargo, program, root, run as execute};
 pub(crate) struct Options {
     /// Only tests whose name contains this
     filter: Option<String>,
-    /// Only unit and documentation tests, which need no root
+    /// Only unit and documentation tests: quick; all but a few pass without root
     #[arg(long)]
     unit: bool,
     /// Tests on the real kernel at a time

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use aya::maps::{Array, Map, MapData, PerCpuArray};
+use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
 use reuseport_common::abi::{self, ABI_VERSION, Config, Load, Row, View};
 use reuseport_common::stats::{self, Hit, Miss};
 use serde::Serialize;
@@ -120,9 +120,15 @@ impl Maps {
         Ok(bytemuck::cast(self.load.get(&slot, 0)?))
     }
 
-    /// Forgets `slot`'s load: the next socket in it is another worker.
-    pub fn reset_load(&mut self, slot: u32) -> Result<(), BpfError> {
-        Ok(self.load.set(slot, 0u64, 0)?)
+    /// Forgets `slot`'s load and counts: the next socket in it is another worker's.
+    pub fn reset_slot(&mut self, slot: u32) -> Result<(), BpfError> {
+        self.load.set(slot, 0u64, 0)?;
+        for hit in Hit::ALL {
+            let cpus = self.counters.get(&hit.index(slot), 0)?.len();
+            let zeroes = PerCpuValues::try_from(vec![0u64; cpus])?;
+            self.counters.set(hit.index(slot), zeroes, 0)?;
+        }
+        Ok(())
     }
 
     /// Counters by CPU id.

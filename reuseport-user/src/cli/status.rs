@@ -54,7 +54,11 @@ fn print(group: &GroupStatus, out: &mut impl Write) -> io::Result<()> {
     }
     match (&group.steering, &group.attached) {
         (Some(steering), _) => write!(out, "  {}", headline(steering))?,
-        (None, Attached::Nothing) => write!(out, "  not steered: the kernel's hash decides")?,
+        (None, Attached::Nothing) => match group.listeners.len() {
+            0 => write!(out, "  gone: nobody listens")?,
+            1 => write!(out, "  not steered: there is one listener")?,
+            _ => write!(out, "  not steered: the kernel's hash decides")?,
+        },
         (None, _) => write!(out, "  not steered by us")?,
     }
     writeln!(out)?;
@@ -74,7 +78,7 @@ fn headline(steering: &Steering) -> String {
         steering.policy.unwrap_or("unknown"),
         steering.program_id,
         steering.generation,
-        if steering.migrates { "migrating" } else { "not migrating" },
+        if steering.migrates { "migration on" } else { "no migration" },
         age(steering.attached_at)
     )
 }
@@ -152,7 +156,7 @@ fn counters(steering: &Steering, out: &mut impl Write) -> io::Result<()> {
     }
     if let Some(local) = it.local.filter(|_| it.runs > 0) {
         let selected = it.first + it.second + it.spilled + it.migrated;
-        write!(out, "; {} to a worker on the receiving CPU", percent(local, selected))?;
+        write!(out, "; {} to a worker of the receiving CPU", percent(local, selected))?;
     }
     writeln!(out)
 }

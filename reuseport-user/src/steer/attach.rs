@@ -115,8 +115,16 @@ pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> 
     let pins = Pins::at(&options.settings.bpffs)?;
     if options.dry_run {
         let found = find(options)?;
-        let plan = |group| Job::new(options, &found.topology, group).dry_run(&pins);
-        let reports = found.groups.iter().cloned().map(plan).collect::<Result<_, _>>()?;
+        let census = match Census::ask(&found.groups, &options.target, &options.settings) {
+            // To look and plan takes less than to load programs.
+            Err(SteerError::Bpf { source, .. }) => Census::unknown(&source),
+            census => census?,
+        };
+        let plan = |group: &Group| {
+            let job = Job::new(options, &found.topology, group.clone());
+            job.dry_run(&pins, &census.attached(group))
+        };
+        let reports = found.groups.iter().map(plan).collect::<Result<_, _>>()?;
         return Ok(found.with_notices(reports));
     }
     // Looked at under the lock: whoever held it before may have changed what there is to see. Only

@@ -90,7 +90,7 @@ fn detach_group(
             }
             Attached::Program { .. } | Attached::Classic => {
                 notices.push(Notice::new(
-                    SteerError::foreign(&group.key, &attached).to_string(),
+                    format!("attached is {}", SteerError::owner(&attached)),
                     "detach it with the program that attached it",
                 ));
                 Detached::Foreign

@@ -149,14 +149,18 @@ impl SteerError {
 
     /// Somebody else's program.
     pub(super) fn foreign(group: &GroupKey, attached: &Attached) -> Self {
-        let owner = match attached {
+        Self::Foreign { group: *group, owner: Self::owner(attached) }
+    }
+
+    /// A program by what is known of it.
+    pub(super) fn owner(attached: &Attached) -> String {
+        match attached {
             Attached::Program { id } => match crate::bpf::owner::program_name(*id) {
-                Some(name) => format!("BPF program {id} `{name}`"),
-                None => format!("BPF program {id}"),
+                Some(name) if !name.is_empty() => format!("BPF program {id} `{name}`"),
+                _ => format!("BPF program {id}"),
             },
             _ => "a classic BPF program".to_owned(),
-        };
-        Self::Foreign { group: *group, owner }
+        }
     }
 }
 

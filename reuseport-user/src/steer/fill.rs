@@ -44,7 +44,7 @@ pub(super) fn fill(maps: &mut Maps, group: &Group, slots: &Slots) -> Result<Vec<
         if occupied.get(slot as usize).copied().flatten() == Some(listener.cookie) {
             continue;
         }
-        maps.reset_load(slot).map_err(of_maps(&group.key))?;
+        maps.reset_slot(slot).map_err(of_maps(&group.key))?;
         let sockets = &maps.sockets;
         let error = match with_listener(listener, &group.key, |fd| sockets.set(slot, fd)) {
             Ok(Ok(())) => {

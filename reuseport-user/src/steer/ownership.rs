@@ -143,7 +143,7 @@ pub(super) fn examine(pins: &Pins, group: &Group, attached: &Attached) -> Result
 
 /// Refuses to touch what is somebody else's, unless told to.
 pub(super) fn permit(
-    pins: &LockedPins,
+    pins: &Pins,
     group: &Group,
     attached: &Attached,
     ours: &Ours,

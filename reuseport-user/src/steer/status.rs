@@ -97,7 +97,8 @@ pub struct Counters {
     pub empty_row: u64,
     /// Both choices were empty.
     pub no_socket: u64,
-    /// Selections of a worker that may run on the receiving CPU; `None` where that means nothing.
+    /// Selections of a worker that is pinned to the receiving CPU, as it is now; `None` where workers
+    /// are not pinned or rows are no CPUs.
     pub local: Option<u64>,
     /// Selections by receiving CPU (outer) and slot (inner); CPUs without any are left out.
     pub by_cpu: Vec<CpuCounters>,
@@ -316,7 +317,9 @@ fn count(policy: Option<Policy>, counts: &[Counts], listeners: &[ListenerStatus]
         let worker = listeners.iter().find(|listener| listener.slot == Some(slot));
         worker.is_some_and(|listener| listener.listener.cpus().contains(cpu))
     };
-    let local = (policy == Some(Policy::Cpu)).then(|| {
+    // Of workers that may run on several CPUs it cannot be said where they ran.
+    let pinned = listeners.iter().all(|it| it.slot.is_none() || it.listener.cpus().len() == 1);
+    let local = (policy == Some(Policy::Cpu) && pinned).then(|| {
         let cells = by_cpu.iter().flat_map(|cpu| cpu.slots.iter().map(|cell| (cpu.cpu, cell)));
         cells.filter(|(cpu, cell)| runs_here(*cpu, cell.0)).map(|(_, cell)| cell.1).sum()
     });

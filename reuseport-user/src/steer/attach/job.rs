@@ -9,7 +9,9 @@ use crate::bpf::owner::{self, Attached};
 use crate::bpf::pins::{LockedPins, Pinned, Pins};
 use crate::discover::acquire::with_listener;
 use crate::model::{CpuSet, Group, Listener, Served};
-use crate::plan::{MAX_ENTRIES, NORMAL_WEIGHT, Plan, Request, Seat, USUAL_LANES, plan};
+use crate::plan::{
+    MAX_ENTRIES, NORMAL_WEIGHT, Plan, PlanWarning, Request, Seat, USUAL_LANES, plan,
+};
 use crate::topology::Topology;
 
 use super::super::fill::{Slots, assign, fill};
@@ -39,15 +41,23 @@ impl<'a> Job<'a> {
         Self { options, topology, group }
     }
 
-    /// What would be done.
-    pub(super) fn dry_run(self, pins: &Pins) -> Result<AttachReport, SteerError> {
-        let occupied = match pins.open(&self.group.key) {
-            Ok(Some(pinned)) => pinned.maps.sockets.cookies().unwrap_or_default(),
-            Ok(None) | Err(_) => Vec::new(),
+    /// What would be done; what `attach` would refuse is refused.
+    pub(super) fn dry_run(
+        self,
+        pins: &Pins,
+        attached: &Attached,
+    ) -> Result<AttachReport, SteerError> {
+        let ours = ownership::examine(pins, &self.group, attached)?;
+        ownership::permit(pins, &self.group, attached, &ours, self.options.takeover)?;
+        let occupied = match ours.pinned.as_ref().filter(|_| ours.in_force) {
+            Some(pinned) => pinned.maps.sockets.cookies().unwrap_or_default(),
+            None => Vec::new(),
         };
         let slots = assign(&self.group.listeners, &occupied);
         let plan = self.plan(&slots)?;
-        Ok(self.report(&slots, plan, None, Vec::new()))
+        let mut notices = ours.notices;
+        notices.extend(unseen(attached, ours.in_force));
+        Ok(self.report(&slots, plan, None, notices))
     }
 
     /// The object, with maps of the size that the group needs.
@@ -74,12 +84,7 @@ impl<'a> Job<'a> {
         self.plan(&assign(&self.group.listeners, &[]))?;
         ownership::recover(pins, &self.group, &attached)?;
         let mut ours = ownership::examine(pins, &self.group, &attached)?;
-        if let (Attached::Unknown { why }, false) = (&attached, ours.in_force) {
-            ours.notices.push(Notice::new(
-                format!("it could not be seen whether another program was attached: {why}"),
-                "if one was, it is replaced now; run `attach` with that power to be sure",
-            ));
-        }
+        ours.notices.extend(unseen(&attached, ours.in_force));
         ownership::permit(pins, &self.group, &attached, &ours, self.options.takeover)?;
         Ok(Prepared { job: self, attached, ours })
     }
@@ -247,13 +252,28 @@ impl Job<'_> {
     fn report(
         &self,
         slots: &Slots,
-        plan: Plan,
+        mut plan: Plan,
         attached: Option<InForce>,
         notices: Vec<Notice>,
     ) -> AttachReport {
+        if self.options.pin {
+            // That is being seen to.
+            plan.warnings.retain(|warning| !matches!(warning, PlanWarning::NotPinned { .. }));
+        }
         let slots = self.group.listeners.iter().map(|it| slots[&it.cookie]).collect();
         let group = self.group.clone();
         AttachReport { group, slots, plan, attached, pinned: Vec::new(), notices }
+    }
+}
+
+/// That it could not be seen what is attached, and none of ours seems to be.
+fn unseen(attached: &Attached, in_force: bool) -> Option<Notice> {
+    match (attached, in_force) {
+        (Attached::Unknown { why }, false) => Some(Notice::new(
+            format!("it could not be seen whether another program was attached: {why}"),
+            "`attach` replaces it if there is one; run it with that power to be sure",
+        )),
+        _ => None,
     }
 }
 

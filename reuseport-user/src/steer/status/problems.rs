@@ -8,7 +8,7 @@ use crate::bpf::owner::{self, Attached};
 use crate::model::{CpuSet, Served};
 use crate::topology::Topology;
 
-use super::{GroupStatus, Notice};
+use super::{GroupStatus, ListenerStatus, Notice};
 
 const AGAIN: &str = "run `reuseport-steer attach` again";
 
@@ -71,6 +71,9 @@ fn seat_problems(status: &GroupStatus, rows: &[Row]) -> Vec<Notice> {
     }
     let seated: BTreeSet<u32> = status.listeners.iter().filter_map(|it| it.slot).collect();
     let named: BTreeSet<u32> = rows.iter().map(|row| row.first).collect();
+    if status.steering.as_ref().is_some_and(|it| it.policy == Some("cpu")) {
+        problems.extend(status.listeners.iter().filter_map(|it| moved(it, status)));
+    }
     let unnamed = seated.difference(&named).count();
     if unnamed > 0 && !rows.is_empty() {
         problems.push(Notice::new(
@@ -89,6 +92,20 @@ fn seat_problems(status: &GroupStatus, rows: &[Row]) -> Vec<Notice> {
         ));
     }
     problems
+}
+
+/// A worker that gets connections of CPUs it may not run on, and none of those it may.
+fn moved(it: &ListenerStatus, status: &GroupStatus) -> Option<Notice> {
+    let (slot, cpus) = (it.slot?, it.listener.cpus());
+    let rows = &status.steering.as_ref()?.rows;
+    let served: CpuSet =
+        rows.iter().filter(|row| row.first.contains(&slot)).map(|row| row.row).collect();
+    (!cpus.is_empty() && !served.is_empty() && served.intersection(&cpus).is_empty()).then(|| {
+        Notice::new(
+            format!("slot {slot} gets the connections of CPU {served}, but its worker may run on {cpus}: it moved"),
+            AGAIN,
+        )
+    })
 }
 
 /// Workers that are not where steering wants them, or do not keep up.

@@ -70,7 +70,9 @@ impl Report {
         let mut verdict_text = String::new();
         if let Some(goal) = goal {
             let verdict = goal.judge(spread);
-            verdict_text = format!("  goal {goal}: {}", verdict.as_str());
+            let judged = !self.quick || goal.binding(self.quick);
+            let verdict_is = if judged { verdict.as_str() } else { "not judged when quick" };
+            verdict_text = format!("  goal {goal}: {verdict_is}");
             entry["goal"] = json!({"is": goal.to_string(), "verdict": verdict.as_str()});
             if verdict == Verdict::Missed && goal.binding(self.quick) {
                 self.failed.push(format!("{}: {name}: {spread_text}{verdict_text}", self.subject));
