@@ -5,6 +5,7 @@
     hostile.py classic SYS_BPF PID FD                attach a classic one and exit
     hostile.py hold SYS_BPF PID FD                   put the listener into a map, then wait
     hostile.py detach SYS_BPF PID FD                 detach whatever is attached and exit
+    hostile.py flap SYS_BPF PID FD                   shut the listener down and listen again, for ever
     hostile.py reuse PORT                            close and reopen sockets on the same descriptor
 """
 
@@ -13,6 +14,7 @@ import os
 import socket
 import struct
 import sys
+import time
 
 libc = ctypes.CDLL(None, use_errno=True)
 SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF, SO_DETACH_REUSEPORT_BPF = 51, 52, 68
@@ -131,6 +133,12 @@ def main():
         array = hold(listener)
         listener.close()
         wait()
+    elif verb == "flap":
+        print("ready", flush=True)
+        while True:
+            for act in (lambda: listener.shutdown(socket.SHUT_RDWR), lambda: listener.listen(64)):
+                act()
+                time.sleep(0.0005)
     elif verb == "detach":
         listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
 
