@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use reuseport_tests::client::{Target, burst, connect};
 use reuseport_tests::hostile::{Deed, Stranger, flap};
+use reuseport_tests::load::Load;
 use reuseport_tests::netns::Netns;
 use reuseport_tests::process::{self, tool};
 use reuseport_tests::scene::number;
@@ -71,6 +72,37 @@ fn a_renewal_that_fails_puts_every_socket_back_into_its_slot() {
         burst(&scene.netns, cpu, &here(), 40).assert_local(|_| worker.to_owned());
     }
     scene.workers[1].thaw();
+    scene.cli("detach", &[]).run().ok();
+}
+
+/// Emptying the whole old map first left its program with nobody to choose, and the kernel's hash
+/// with the one that hangs; with two on each CPU, both choices of a row can be out at once.
+#[test]
+fn renewals_give_nothing_to_a_worker_that_hangs() {
+    let [one, other] = two_cpus();
+    for cpus in [&[one, one, other] as &[u32], &[one, one, one, other, other]] {
+        renews_beside_a_worker_that_hangs(cpus);
+    }
+}
+
+fn renews_beside_a_worker_that_hangs(workers: &[u32]) {
+    let specs: Vec<Spec> = workers.iter().map(|&cpu| bound(0, cpu)).collect();
+    let scene = Scene::of(&specs);
+    let hung = nothing_for(&scene.workers[0]);
+    scene.cli("attach", &["--weight", &hung]).run().ok();
+    scene.workers[0].freeze();
+    let load = Load::start(&scene.netns, &here(), &cpus(), 2);
+    load.advance(50);
+    for round in 0..20 {
+        let log = if round % 2 == 0 { &["--log-misses"] as &[&str] } else { &[] };
+        let report = json(&scene, "attach", &[&["--weight", &hung], log].concat());
+        assert_eq!(report[0]["attached"]["in_place"], false, "not renewed: {report:#}");
+        load.advance(10);
+    }
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "{tally}");
+    assert!(tally.replies.keys().all(|(_, worker)| worker != "0"), "{tally}");
+    scene.workers[0].thaw();
     scene.cli("detach", &[]).run().ok();
 }
 
