@@ -16,6 +16,7 @@ mod races;
 mod readme;
 mod refusals;
 mod replan;
+mod review;
 mod scene;
 mod selection;
 mod soak;

@@ -7,6 +7,7 @@
     hostile.py share SYS_BPF PID FD PID FD SIZE      one map of SIZE byte values with two listeners; its
                                                      program is attached to the first; then wait
     hostile.py detach SYS_BPF PID FD                 detach whatever is attached and exit
+    hostile.py flap SYS_BPF PID FD                   shut the listener down and listen again, for ever
     hostile.py reuse PORT                            close and reopen sockets on the same descriptor
 """
 
@@ -15,6 +16,7 @@ import os
 import socket
 import struct
 import sys
+import time
 
 libc = ctypes.CDLL(None, use_errno=True)
 SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF, SO_DETACH_REUSEPORT_BPF = 51, 52, 68
@@ -141,6 +143,12 @@ def main():
         listener.close()
         other.close()
         wait()
+    elif verb == "flap":
+        print("ready", flush=True)
+        while True:
+            for act in (lambda: listener.shutdown(socket.SHUT_RDWR), lambda: listener.listen(64)):
+                act()
+                time.sleep(0.0005)
     elif verb == "detach":
         listener.setsockopt(socket.SOL_SOCKET, SO_DETACH_REUSEPORT_BPF, 0)
 

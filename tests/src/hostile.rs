@@ -77,6 +77,11 @@ pub fn reuse_descriptor(netns: &Netns, port: u16) -> Reaped {
     ready(&mut command).0
 }
 
+/// A process that shuts the first listener of `worker` down and listens again, over and over.
+pub fn flap(netns: &Netns, worker: &Worker) -> Reaped {
+    ready(&mut script(netns, "flap", worker)).0
+}
+
 fn script(netns: &Netns, verb: &str, worker: &Worker) -> Command {
     let mut command = netns.command(PYTHON);
     command.args(["-c", SCRIPT, verb, &libc::SYS_bpf.to_string()]);

@@ -44,7 +44,8 @@ impl fmt::Display for Style {
 pub struct Spec {
     /// What it calls itself in its replies; listener `i` of it says `index + i`.
     pub index: u32,
-    /// Address to bind, without brackets: `0.0.0.0`, `::1`.
+    /// Address to bind, without brackets: `0.0.0.0`, `::1`. Of several, with commas between, each
+    /// listener takes the next one.
     pub addr: &'static str,
     /// Port to bind.
     pub port: u16,

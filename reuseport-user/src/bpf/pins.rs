@@ -40,7 +40,7 @@ const NEW: &str = "new-";
 /// A directory being replaced.
 const OLD: &str = "old-";
 /// How long to wait for another instance.
-const LOCK_PATIENCE: Duration = Duration::from_secs(5);
+const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
 /// The base directory.
 #[derive(Debug)]
@@ -161,7 +161,7 @@ impl Pins {
             match lock.try_lock() {
                 Ok(()) => return Ok(LockedPins { pins: self, _lock: lock }),
                 Err(TryLockError::WouldBlock) if Instant::now() < deadline => {
-                    sleep(Duration::from_millis(20));
+                    sleep(Duration::from_millis(2));
                 }
                 Err(TryLockError::WouldBlock) => return Err(PinsError::Locked { path: self.base }),
                 Err(TryLockError::Error(error)) => return Err(io_error("lock", &self.base)(error)),

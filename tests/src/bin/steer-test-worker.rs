@@ -62,7 +62,8 @@ fn run(options: Options) -> io::Result<()> {
     }
     let count = options.number("listeners");
     sys::usage::raise_open_files()?;
-    let listeners = (0..count).map(|_| bound(&options)).collect::<io::Result<Vec<_>>>()?;
+    let listeners =
+        (0..count).map(|place| bound(&options, place)).collect::<io::Result<Vec<_>>>()?;
     let fds: Vec<RawFd> = listeners.iter().map(OwnedFd::as_raw_fd).collect();
     let cookies =
         listeners.iter().map(|fd| sys::cookie(fd.as_fd())).collect::<io::Result<Vec<_>>>()?;
@@ -97,8 +98,9 @@ fn threaded(options: &Options) -> bool {
     matches!(options.text("style"), "accept" | "threads")
 }
 
-fn bound(options: &Options) -> io::Result<OwnedFd> {
-    let ip: IpAddr = options.text("addr").parse().expect("an address");
+fn bound(options: &Options, place: u32) -> io::Result<OwnedFd> {
+    let mut addresses = options.text("addr").split(',').cycle();
+    let ip: IpAddr = addresses.nth(place as usize).unwrap_or_default().parse().expect("an address");
     let address = SocketAddr::new(ip, options.number("port") as u16);
     let domain = if ip.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     let (kind, protocol) = match (options.flag("udp"), options.flag("mptcp")) {

@@ -234,12 +234,21 @@ impl Job<'_> {
     }
 
     pub(super) fn plan(&self, slots: &Slots) -> Result<Plan, SteerError> {
+        self.plan_for(&self.group.listeners, slots)
+    }
+
+    /// A plan for some of the listeners.
+    pub(super) fn plan_for(
+        &self,
+        listeners: &[Listener],
+        slots: &Slots,
+    ) -> Result<Plan, SteerError> {
         let seat = |listener: &Listener| Seat {
             slot: slots[&listener.cookie],
             cpus: listener.cpus(),
             weight: self.weight(listener),
         };
-        let seats = self.group.listeners.iter().map(seat).collect();
+        let seats = listeners.iter().map(seat).collect();
         Ok(plan(self.topology, &Request { policy: self.options.policy, seats })?)
     }
 

@@ -2,8 +2,9 @@
 //!
 //! A socket sits in one map only, so while the sockets of a steered group move, neither the old
 //! program nor the new one has all of them. The new one is attached half-way: until then the old
-//! one finds the second half, by its rows' second choices if need be, from then on the new one the
-//! first half. Who shall get nothing moves last, when the kernel's hash cannot pick it any more.
+//! one has the second half of those that take part, from then on the new one the first half, each
+//! with a table for the time between that names nobody else. A row that found none of its choices
+//! would leave it to the kernel's hash, which may well pick who shall get nothing.
 
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -39,6 +40,8 @@ struct Progress {
     before: HashMap<u64, u32>,
     /// Where they shall sit in the new one.
     slots: Slots,
+    /// The old map's plan, where another was put in its place for the time between.
+    replaced: Option<Config>,
     /// Whether the new program is attached.
     switched: bool,
 }
@@ -86,7 +89,7 @@ impl Renewal<'_> {
         };
         progress.slots = assign(&self.job.group.listeners, &[]);
         let mut plan = self.job.plan(&progress.slots)?;
-        let mut config = publish(staged, &plan).map_err(&of)?;
+        publish(staged, &plan).map_err(&of)?;
 
         // Newcomers first: what can be refused is refused while the old program has all it had.
         let (mut movers, newcomers): (Vec<_>, Vec<_>) = self
@@ -105,16 +108,22 @@ impl Renewal<'_> {
             .collect();
         let mut gone = self.job.fill(staged, &new_slots, &self.attached)?;
         movers.sort_by_key(|listener| self.job.weight(listener) == 0);
-        let half = movers.len().div_ceil(2);
-        gone.extend(self.shift(staged, &movers[..half], progress)?);
+        let half = movers.iter().filter(|it| self.job.weight(it) > 0).count() / 2;
+        let (first, second) = movers.split_at(half);
+        let in_new = [&newcomers, first].concat();
+        if let Ok(plan) = self.job.plan_for(&in_new, &progress.slots) {
+            staged.maps.amend(view(&plan), &plan.table).map_err(&of)?;
+        }
+        self.keep_to(second, progress);
+        gone.extend(self.shift(staged, first, progress)?);
         self.job.attach(staged)?;
         progress.switched = true;
-        gone.extend(self.shift(staged, &movers[half..], progress)?);
+        gone.extend(self.shift(staged, second, progress)?);
         if !gone.is_empty() {
             self.job.forget(&gone, &mut progress.slots)?;
             plan = self.job.plan(&progress.slots)?;
-            config = staged.maps.amend(view(&plan), &plan.table).map_err(&of)?;
         }
+        let config = staged.maps.amend(view(&plan), &plan.table).map_err(&of)?;
         pins.commit(staged, &key)?;
         Ok((plan, config))
     }
@@ -137,6 +146,16 @@ impl Renewal<'_> {
             ..Config::default()
         };
         staged.maps.set_config(&config).map_err(SteerError::of(&key))
+    }
+
+    /// Lets the old program choose among `rest` only. Best effort: it may have no room for the table,
+    /// and then its rows' second choices must do.
+    fn keep_to(&mut self, rest: &[Listener], progress: &mut Progress) {
+        let Some(old) = self.ours.pinned.as_mut().filter(|_| self.ours.in_force) else { return };
+        let Ok(plan) = self.job.plan_for(rest, &progress.before) else { return };
+        let Ok(config) = old.maps.config() else { return };
+        progress.replaced = Some(config);
+        let _no_room = old.maps.amend(view(&plan), &plan.table);
     }
 
     /// Moves sockets from the old map to the new one, each in one go: it is out of both for the time
@@ -178,7 +197,7 @@ impl Renewal<'_> {
     }
 
     /// After a failure: every socket back into the slot it had, and the old program in charge.
-    fn undo(&self, staged: &Pinned, listeners: &[Listener], progress: &Progress) {
+    fn undo(&mut self, staged: &Pinned, listeners: &[Listener], progress: &Progress) {
         let key = self.job.group.key;
         let old: Option<&Maps> = self.ours.pinned.as_ref().map(|old| &old.maps);
         let mut restored = false;
@@ -200,6 +219,10 @@ impl Renewal<'_> {
                     };
                 }
             });
+        }
+        // The plan that was replaced is still in the other half of the table.
+        if let (Some(old), Some(config)) = (&mut self.ours.pinned, &progress.replaced) {
+            let _as_planned_for_the_rest = old.maps.set_config(config);
         }
     }
 }
