@@ -147,7 +147,7 @@ fn pinning_over_two_groups_is_one_decision() {
     for index in [10, 20] {
         workers.push(Worker::start(&netns, &Spec { index, ..both.clone() }));
     }
-    let scene = Scene { netns, workers, ..Scene::of(&[]) };
+    let scene = Scene { workers, netns, ..Scene::of(&[]) };
     let reports = json(&scene, "attach", &["--pin"]);
     assert_eq!(reports.as_array().map(Vec::len), Some(2), "{reports:#}");
     for address in ["127.0.0.1:8080", "[::1]:8080"] {
@@ -249,7 +249,7 @@ fn other_version(pins: &Path) {
         .iter()
         .map(|byte| byte.as_str().map_or_else(|| byte.to_string(), str::to_owned))
         .collect();
-    bytes[0] = "0x7f".to_owned();
+    "0x7f".clone_into(&mut bytes[0]);
     let head = ["map", "update", "pinned", config, "key", "0", "0", "0", "0", "value"];
     let all: Vec<&str> = head.into_iter().chain(bytes.iter().map(String::as_str)).collect();
     tool("bpftool", &all);
