@@ -2,7 +2,7 @@
 //!
 //! The library is called in this process: a process for each operation would spend most of the time
 //! starting. `REUSEPORT_SOAK=10000 cargo xtask test soak` sets how many operations; unless told, as
-//! many as fit into twenty seconds.
+//! many as fit into ten seconds.
 #![expect(clippy::print_stdout, reason = "what was counted is the result; see it with --nocapture")]
 
 use std::env;
@@ -19,7 +19,7 @@ use reuseport_user::discover::{self, NetnsChoice};
 use reuseport_user::steer::{AttachOptions, Detached, Settings, attach, detach};
 
 /// Without being told how many: long enough to hit what a few operations do not.
-const SHORT: Duration = Duration::from_secs(20);
+const SHORT: Duration = Duration::from_secs(10);
 
 #[derive(Debug, Default)]
 struct Done {
