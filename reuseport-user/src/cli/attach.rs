@@ -99,7 +99,7 @@ fn print(report: &AttachReport, out: &mut impl Write) -> io::Result<()> {
                 if attached.migrates {
                     "connections of a closing listener migrate"
                 } else {
-                    "no migration (needs Linux 5.14)"
+                    "no migration on this kernel"
                 }
             )?;
         }

@@ -106,7 +106,7 @@ impl InForce {
 }
 
 /// Attaches to every group of the target, or says why not, before anything is changed. What fails
-/// later (a worker exits, memory runs out) ends it, and leaves the groups before it steered.
+/// later (a worker exits, memory runs out) ends it, and what it newly attached before is detached.
 ///
 /// # Minimum kernel version
 ///
