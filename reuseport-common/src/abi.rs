@@ -8,7 +8,7 @@ use bytemuck::{Pod, Zeroable};
 /// Version of every layout in this module, stored in [`Config::abi`].
 ///
 /// Zero is never a version: a zeroed `CONFIG` means "not filled yet" and steers nothing.
-pub const ABI_VERSION: u32 = 1;
+pub const ABI_VERSION: u32 = 2;
 
 /// Name of the one-entry array that holds [`Config`].
 pub const CONFIG: &str = "CONFIG";
@@ -18,6 +18,9 @@ pub const TABLE: &str = "TABLE";
 pub const SOCKETS: &str = "SOCKETS";
 /// Name of the mmapable array of [`Load`], one per slot.
 pub const LOAD: &str = "LOAD";
+/// Name of the array of [`SeatState`], one per slot: what each is to get. No program reads it; it is
+/// kept beside the table so that whoever plans next knows what was wanted.
+pub const SEATS: &str = "SEATS";
 /// Name of the per-CPU array of `u64` counters; [`crate::stats`] gives the indices.
 pub const COUNTERS: &str = "COUNTERS";
 
@@ -44,6 +47,9 @@ pub const FLAG_LOGS: u32 = 2;
 /// "No slot" in a [`Row`].
 pub const NO_SLOT: u32 = u32::MAX;
 
+/// "No CPU" in a [`SeatState`].
+pub const NO_CPU: u32 = u32::MAX;
+
 /// What a row of the table means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[repr(u32)]
@@ -59,6 +65,9 @@ pub enum Policy {
 }
 
 impl Policy {
+    /// Every policy.
+    pub const ALL: [Self; 4] = [Self::Cpu, Self::Hash, Self::Random, Self::RoundRobin];
+
     /// The policy a stored number stands for, if it is one.
     pub const fn from_u32(value: u32) -> Option<Self> {
         match value {
@@ -122,7 +131,7 @@ pub struct Config {
     pub active: u32,
     /// Counts the plans that were made active, from 1.
     pub generation: u32,
-    /// Slots of `SOCKETS`, `LOAD` and `COUNTERS`.
+    /// Slots of `SOCKETS`, `LOAD`, `SEATS` and `COUNTERS`.
     pub slots: u32,
     /// Entries in each half of `TABLE`.
     pub half: u32,
@@ -162,24 +171,93 @@ impl Row {
     pub const EMPTY: Self = Self { first: NO_SLOT, second: NO_SLOT };
 }
 
-/// How loaded a slot is, written by whoever knows with a plain store.
+/// How loaded a slot is: the word that a selection reads before it takes a first choice.
 ///
-/// Eight bytes, as [`Row`].
+/// Two may write it, each its own part, with plain stores into the mapped array:
+///
+/// - The worker in the slot, where it cooperates, owns `pending` and the lower 31 bits of `limit`.
+///   It sets the limit once (leaving [`EVICTED`] as it is) and then stores `pending` as it likes.
+/// - The agent owns [`EVICTED`], and sets and clears that one bit atomically. It never writes what
+///   is the worker's: one that hangs with a word that looks well can still be evicted, and one that
+///   publishes does not end its eviction by that.
+///
+/// Whoever puts another socket into the slot zeroes it all. Eight bytes, as [`Row`]: a reader never
+/// sees half of it.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
 #[repr(C, align(8))]
 pub struct Load {
-    /// Connections waiting or in service; the writer chooses, `limit` is in the same unit.
+    /// Connections waiting or in service; the worker chooses, `limit` is in the same unit.
     pub pending: u32,
-    /// Above this the row's second choice is taken; 0 means "no limit".
+    /// Above this the row's second choice is taken; 0 means "no limit". And [`EVICTED`].
     pub limit: u32,
 }
+
+/// The bit of [`Load::limit`] that says: take the second choice, whatever is pending.
+pub const EVICTED: u32 = 1 << 31;
 
 impl Load {
     /// Whether the slot has more than it should.
     #[inline(always)]
     pub const fn is_over(self) -> bool {
-        self.limit != 0 && self.pending > self.limit
+        self.is_evicted() || (self.limit != 0 && self.pending > self.limit)
     }
+
+    /// Whether the agent took it out.
+    #[inline(always)]
+    pub const fn is_evicted(self) -> bool {
+        self.limit & EVICTED != 0
+    }
+}
+
+/// What part a seat takes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u32)]
+pub enum Role {
+    /// It gets its share.
+    #[default]
+    Active = 0,
+    /// Superseded by a newer generation: it gets nothing while any active seat can serve, but is the
+    /// second choice of the rows that would be its own.
+    Standby = 1,
+    /// Taken out by hand: it gets nothing and is nobody's second choice.
+    Drained = 2,
+}
+
+impl Role {
+    /// Every role.
+    pub const ALL: [Self; 3] = [Self::Active, Self::Standby, Self::Drained];
+
+    /// The role a stored number stands for; one that this version does not know is none.
+    pub const fn from_u32(value: u32) -> Option<Self> {
+        match value {
+            0 => Some(Self::Active),
+            1 => Some(Self::Standby),
+            2 => Some(Self::Drained),
+            _ => None,
+        }
+    }
+}
+
+/// What the worker in a slot is to get, as the user or the agent wants it: the one value of `SEATS`
+/// per slot.
+///
+/// It speaks of one socket. Where `cookie` is not that of the socket in the slot (another one sits
+/// there now, or nothing was ever wanted), it means nothing, and the default holds: a normal share,
+/// [`Role::Active`].
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Pod, Zeroable)]
+#[repr(C)]
+pub struct SeatState {
+    /// `SO_COOKIE` of the socket that is meant; 0 is none's.
+    pub cookie: u64,
+    /// Percent of a normal share.
+    pub weight: u32,
+    /// A [`Role`].
+    pub role: u32,
+    /// The CPU that the last plan counted its worker on, or [`NO_CPU`]: what to go by where it cannot
+    /// be seen now who that is.
+    pub home: u32,
+    /// Always zero.
+    pub padding: u32,
 }
 
 /// Offsets in bytes within this kernel's structs, from its BTF.

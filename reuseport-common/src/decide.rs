@@ -106,11 +106,16 @@ fn find_row<K: Kernel>(kernel: &K, view: &View, run: Run) -> Option<Row> {
     kernel.row(view.base.wrapping_add(index))
 }
 
-/// Spills only from a loaded first choice to a second that has room.
+/// Spills only from a loaded first choice to a second that has room, or that is at least not evicted
+/// as the first is. One load is all that is read while the first has room.
 #[inline(always)]
 fn should_spill<K: Kernel>(kernel: &K, row: Row) -> bool {
-    let over = |slot| kernel.load(slot).is_some_and(Load::is_over);
-    over(row.first) && row.second != NO_SLOT && !over(row.second)
+    let Some(first) = kernel.load(row.first) else { return false };
+    if !first.is_over() || row.second == NO_SLOT {
+        return false;
+    }
+    let second = kernel.load(row.second).unwrap_or_default();
+    !second.is_over() || (first.is_evicted() && !second.is_evicted())
 }
 
 /// Maps a uniform 32-bit value onto `0..n` without a division, as the kernel's `reciprocal_scale`.

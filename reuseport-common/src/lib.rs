@@ -8,3 +8,4 @@
 pub mod abi;
 pub mod decide;
 pub mod stats;
+pub mod watch;

@@ -10,6 +10,7 @@
 struct Aligned<T: ?Sized>(T);
 
 static STEER_ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!("../objects/steer.bpf.o"));
+static WATCH_ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!("../objects/watch.bpf.o"));
 
 /// The steering programs `select` and `select_or_migrate` with their maps, and the iterator
 /// `list_members`.
@@ -19,3 +20,10 @@ static STEER_ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!("../objects/stee
 /// 5.10 for `select`, 5.14 for `select_or_migrate`, 5.10 with BTF for `list_members`. Needs
 /// `CAP_BPF`, the iterator `CAP_PERFMON` too.
 pub static STEER: &[u8] = &STEER_ALIGNED.0;
+
+/// The programs `listen_started` and `listen_stopped`, which tell of listeners that come and go.
+///
+/// # Minimum kernel version
+///
+/// 5.12 with BTF (on arm64 6.0); `CAP_BPF` and `CAP_PERFMON`.
+pub static WATCH: &[u8] = &WATCH_ALIGNED.0;

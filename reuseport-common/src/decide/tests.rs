@@ -5,6 +5,7 @@ use core::cell::{Cell, RefCell};
 use proptest::prelude::*;
 
 use super::*;
+use crate::abi::EVICTED;
 
 /// A kernel made of vectors. A slot that is not `alive` cannot be selected.
 #[derive(Default)]
@@ -128,10 +129,18 @@ fn spills_only_over_the_limit_and_only_to_one_with_room() {
     let free = Load::default();
     let at = Load { pending: 4, limit: 4 };
     let over = Load { pending: 5, limit: 4 };
+    let evicted = Load { pending: 0, limit: EVICTED };
+    let evicted_beside_a_limit = Load { pending: 3, limit: EVICTED | 4 };
     for (loads, expected) in [
         ([at, free], selected(0, Hit::First)),
         ([over, free], selected(1, Hit::Spilled)),
         ([over, over], selected(0, Hit::First)),
+        ([evicted, free], selected(1, Hit::Spilled)),
+        ([evicted_beside_a_limit, at], selected(1, Hit::Spilled)),
+        ([free, evicted], selected(0, Hit::First)),
+        ([over, evicted], selected(0, Hit::First)),
+        ([evicted, over], selected(1, Hit::Spilled)),
+        ([evicted, evicted], selected(0, Hit::First)),
     ] {
         let kernel = Fake { loads: loads.to_vec(), ..two_workers() };
         assert_eq!(decide(&kernel, &config(Policy::Cpu, 2, 1), Run::Packet), expected);

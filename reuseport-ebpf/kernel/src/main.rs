@@ -7,6 +7,7 @@
 
 mod maps;
 mod members;
+mod memory;
 
 // Included, not depended upon: cargo mixes the absolute path of a dependency outside its workspace
 // into symbol names, and the objects would differ from checkout to checkout.

@@ -10,7 +10,7 @@ use aya_ebpf::{
     maps::{Array, PerCpuArray},
     programs::SkReuseportContext,
 };
-use crate::abi::{Config, Load, Row};
+use crate::abi::{Config, Load, Row, SeatState};
 
 #[map]
 pub static CONFIG: Array<Config> = Array::with_max_entries(1, 0);
@@ -23,6 +23,9 @@ pub static SOCKETS: SockArray = SockArray::with_max_entries(1);
 
 #[map]
 pub static LOAD: Array<Load> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+#[map]
+pub static SEATS: Array<SeatState> = Array::with_max_entries(1, 0);
 
 #[map]
 pub static COUNTERS: PerCpuArray<u64> = PerCpuArray::with_max_entries(1, 0);

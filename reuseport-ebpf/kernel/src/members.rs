@@ -1,18 +1,16 @@
 //! `list_members`: a BPF iterator over the TCP listeners of one port, one record each.
 //!
 //! The kernel has no getter for the program attached to a reuseport group; this is the only exact
-//! way to learn who is in a group and whose program it runs. Rust BPF has no CO-RE, so every offset
-//! is a global that the loader fills from the running kernel's BTF. Steering never needs it.
-
-use core::mem::MaybeUninit;
+//! way to learn who is in a group and whose program it runs. Steering never needs it.
 
 use aya_ebpf::{
     Global,
     cty::c_void,
-    helpers::generated::{bpf_probe_read_kernel, bpf_seq_write},
+    helpers::generated::bpf_seq_write,
 };
 
 use crate::abi::{Member, Offsets};
+use crate::memory::read;
 
 /// Where things are in this kernel's structs.
 #[unsafe(no_mangle)]
@@ -23,6 +21,10 @@ static OFFSETS: Global<Offsets> = Global::new(Offsets::ZERO);
 static PORT: Global<u16> = Global::new(0);
 
 const TCP_LISTEN: u8 = 10;
+
+/// Ends the walk: the kernel takes it for "not now" and makes the reader's call fail with `EAGAIN`.
+/// Listeners come before all connections, of which there may be a million.
+const STOP: u32 = 1;
 
 /// What the kernel passes: `struct bpf_iter__tcp`, pointers in 8-byte seats.
 #[repr(C)]
@@ -48,7 +50,10 @@ extern "C" fn list_members(ctx: *const IterContext) -> u32 {
     }
     let at = OFFSETS.load();
     let socket = socket as u64;
-    if read::<u8>(socket, at.state) != TCP_LISTEN || read::<u16>(socket, at.port) != PORT.load() {
+    if read::<u8>(socket, at.state) != TCP_LISTEN {
+        return STOP;
+    }
+    if read::<u16>(socket, at.port) != PORT.load() {
         return 0;
     }
     let group: u64 = read(socket, at.group);
@@ -72,19 +77,4 @@ extern "C" fn list_members(ctx: *const IterContext) -> u32 {
         );
     }
     0
-}
-
-/// Reads a kernel value; zeroes where the address is not mapped.
-#[inline(always)]
-fn read<T: Copy>(base: u64, offset: u32) -> T {
-    let mut value = MaybeUninit::<T>::zeroed();
-    // SAFETY: the helper checks the address and fills the whole value; only plain numbers are read.
-    unsafe {
-        bpf_probe_read_kernel(
-            value.as_mut_ptr().cast(),
-            size_of::<T>() as u32,
-            (base + u64::from(offset)) as *const c_void,
-        );
-        value.assume_init()
-    }
 }
