@@ -10,8 +10,9 @@ use std::path::Path;
 use std::sync::OnceLock;
 
 use aya::Endianness;
-use reuseport_common::abi::Offsets;
+use reuseport_common::{abi, watch};
 
+use super::BpfError;
 use crate::sys::mapped::Mapped;
 
 /// Where the kernel publishes its own BTF.
@@ -24,9 +25,10 @@ const KIND_ARRAY: u32 = 3;
 const KIND_STRUCT: u32 = 4;
 const KIND_UNION: u32 = 5;
 const KIND_ENUM: u32 = 6;
+const KIND_TYPEDEF: u32 = 8;
 const KIND_FUNC: u32 = 12;
 /// Typedef, volatile, const, restrict and type tags: they only rename what they point to.
-const MODIFIERS: [u32; 5] = [8, 9, 10, 11, 18];
+const MODIFIERS: [u32; 5] = [KIND_TYPEDEF, 9, 10, 11, 18];
 
 /// Why offsets are not to be had.
 #[derive(Debug, thiserror::Error)]
@@ -43,15 +45,30 @@ pub enum BtfError {
 }
 
 /// The iterator over TCP sockets, as the kernel's BTF names it.
-const ITERATOR: &str = "bpf_iter_tcp";
+pub(super) const ITERATOR: &str = "bpf_iter_tcp";
 
-/// What `list_members` needs of the running kernel's BTF.
+/// Structs with members that our programs read.
+const STRUCTS: [&str; 6] =
+    ["sock", "sock_common", "sock_reuseport", "bpf_prog", "bpf_prog_aux", "net"];
+/// The tracepoint of [`watch::PROGRAM_STATE`], as the kernel's BTF names its type.
+pub(super) const STATE_CHANGE: &str = "btf_trace_inet_sock_set_state";
+/// Functions that our programs run at, and tracepoints, which are typedefs.
+const PLACES: [(&str, u32); 4] = [
+    (ITERATOR, KIND_FUNC),
+    (watch::PROGRAM_STARTED.1, KIND_FUNC),
+    (watch::PROGRAM_STOPPED.1, KIND_FUNC),
+    (STATE_CHANGE, KIND_TYPEDEF),
+];
+
+/// What our programs need of the running kernel's BTF.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Kernel {
-    /// Where members are in structs.
-    pub(super) offsets: Offsets,
-    /// Type id of the iterator.
-    iterator: u32,
+    /// Where `list_members` finds what it reads.
+    pub(super) offsets: abi::Offsets,
+    /// Where the `watch` object does.
+    pub(super) watch: watch::Offsets,
+    /// Type ids of [`PLACES`].
+    places: [Option<u32>; PLACES.len()],
 }
 
 /// Looks it up, once in a process.
@@ -66,27 +83,30 @@ pub(super) fn kernel() -> Result<Kernel, BtfError> {
 
 fn look_up() -> Result<Kernel, BtfError> {
     let bytes = Mapped::open(Path::new(VMLINUX)).map_err(BtfError::Unreadable)?;
-    let structs = ["sock", "sock_common", "sock_reuseport", "bpf_prog", "bpf_prog_aux"];
-    let btf = Btf::parse(&bytes, &structs, ITERATOR)?;
-    let iterator = btf.function.ok_or_else(|| BtfError::Missing(ITERATOR.to_owned()))?;
-    Ok(Kernel { offsets: offsets(&btf)?, iterator })
+    let btf = Btf::parse(&bytes, &STRUCTS, &PLACES)?;
+    let places = PLACES.map(|(name, _)| btf.places.get(name).copied());
+    Ok(Kernel { offsets: offsets(&btf)?, watch: watch_offsets(&btf)?, places })
 }
 
 impl Kernel {
-    /// A BTF that has the iterator under its id, and nothing before it that means anything.
+    /// A BTF that has one of [`PLACES`] under its id, and nothing before it that means anything.
     ///
-    /// aya's `Iter::load` takes a whole BTF for nothing but that id, and reading the kernel's anew
-    /// takes aya longer than all the rest of an attach.
-    pub(super) fn stand_in(self) -> Result<aya::Btf, aya::BtfError> {
-        aya::Btf::parse(&self.stand_in_bytes(), Endianness::default())
+    /// aya's `load` takes a whole BTF for nothing but that id, and reading the kernel's anew takes aya
+    /// longer than all the rest of an attach.
+    pub(super) fn stand_in(&self, name: &str) -> Result<aya::Btf, BpfError> {
+        let bytes = self.stand_in_bytes(name)?;
+        aya::Btf::parse(&bytes, Endianness::default()).map_err(|error| BpfError::Load(error.into()))
     }
 
-    fn stand_in_bytes(self) -> Vec<u8> {
-        let strings: Vec<u8> = [b"\0", ITERATOR.as_bytes(), b"\0"].concat();
+    fn stand_in_bytes(&self, name: &str) -> Result<Vec<u8>, BtfError> {
+        let mut places = PLACES.iter().zip(self.places);
+        let place = places.find_map(|(place, id)| Some((place.1, id.filter(|_| place.0 == name)?)));
+        let (kind, id) = place.ok_or_else(|| BtfError::Missing(name.to_owned()))?;
+        let strings: Vec<u8> = [b"\0", name.as_bytes(), b"\0"].concat();
         // Pointers to void are the shortest types there are.
         let void_pointer = [0, KIND_POINTER << 24, 0];
-        let mut words = void_pointer.repeat(self.iterator.saturating_sub(1) as usize);
-        words.extend([1, KIND_FUNC << 24, 0]);
+        let mut words = void_pointer.repeat(id.saturating_sub(1) as usize);
+        words.extend([1, kind << 24, 0]);
         let types = size_of_val(words.as_slice()) as u32;
         let mut bytes = Vec::with_capacity(24 + types as usize + strings.len());
         bytes.extend(MAGIC.to_ne_bytes());
@@ -94,13 +114,13 @@ impl Kernel {
         let head = [24, 0, types, types, strings.len() as u32];
         bytes.extend(head.into_iter().chain(words).flat_map(u32::to_ne_bytes));
         bytes.extend(strings);
-        bytes
+        Ok(bytes)
     }
 }
 
-fn offsets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
+fn offsets(btf: &Btf<'_>) -> Result<abi::Offsets, BtfError> {
     let common = btf.offset("sock", "__sk_common")?;
-    Ok(Offsets {
+    Ok(abi::Offsets {
         state: common + btf.offset("sock_common", "skc_state")?,
         port: common + btf.offset("sock_common", "skc_num")?,
         cookie: common + btf.offset("sock_common", "skc_cookie")?,
@@ -113,19 +133,33 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
     })
 }
 
-/// Types by id, and the ids of the structs that were asked for.
+fn watch_offsets(btf: &Btf<'_>) -> Result<watch::Offsets, BtfError> {
+    let common = btf.offset("sock", "__sk_common")?;
+    Ok(watch::Offsets {
+        state: common + btf.offset("sock_common", "skc_state")?,
+        port: common + btf.offset("sock_common", "skc_num")?,
+        net: common + btf.offset("sock_common", "skc_net")?,
+        netns_cookie: btf.offset("net", "net_cookie").unwrap_or(0),
+    })
+}
+
+/// Types by id, and the ids of the structs and places that were asked for.
 struct Btf<'a> {
     strings: &'a [u8],
     types: &'a [u8],
     /// Byte position of each type; id 0 is void.
     positions: Vec<u32>,
     structs: HashMap<&'a str, u32>,
-    /// Id of the function that was asked for.
-    function: Option<u32>,
+    /// Functions and typedefs.
+    places: HashMap<&'a str, u32>,
 }
 
 impl<'a> Btf<'a> {
-    fn parse(bytes: &'a [u8], wanted: &[&'a str], function: &str) -> Result<Self, BtfError> {
+    fn parse(
+        bytes: &'a [u8],
+        wanted: &[&'a str],
+        places: &[(&'a str, u32)],
+    ) -> Result<Self, BtfError> {
         let header = |at: usize| word(bytes, at).map(|value| value as usize);
         if u16::from_le_bytes([byte(bytes, 0)?, byte(bytes, 1)?]) != MAGIC {
             return Err(BtfError::Malformed);
@@ -139,8 +173,8 @@ impl<'a> Btf<'a> {
         let types = section(header(8)?, header(12)?)?;
         let strings = section(header(16)?, header(20)?)?;
 
-        let mut btf =
-            Self { strings, types, positions: vec![0], structs: HashMap::new(), function: None };
+        let (structs, found) = (HashMap::new(), HashMap::new());
+        let mut btf = Self { strings, types, positions: vec![0], structs, places: found };
         let mut at = 0;
         while at < types.len() {
             let id = btf.positions.len() as u32;
@@ -152,11 +186,12 @@ impl<'a> Btf<'a> {
                     btf.structs.insert(name, id);
                 }
             }
-            if kind == KIND_FUNC
-                && btf.function.is_none()
-                && btf.name_is(word(types, at)?, function.as_bytes())
-            {
-                btf.function = Some(id);
+            if kind == KIND_FUNC || kind == KIND_TYPEDEF {
+                let name = word(types, at)?;
+                let is_it = |it: &&(&str, u32)| it.1 == kind && btf.name_is(name, it.0.as_bytes());
+                if let Some(&(place, _)) = places.iter().find(is_it) {
+                    btf.places.entry(place).or_insert(id);
+                }
             }
             at += 12 + trailer(kind, members).ok_or(BtfError::Malformed)?;
         }
@@ -282,7 +317,7 @@ mod tests {
     #[test]
     fn finds_members_also_in_anonymous_ones() {
         let bytes = sample();
-        let btf = Btf::parse(&bytes, &["sock"], "").unwrap();
+        let btf = Btf::parse(&bytes, &["sock"], &[]).unwrap();
         assert_eq!(btf.offset("sock", "plain").unwrap(), 8);
         assert_eq!(btf.offset("sock", "inner").unwrap(), 4);
         assert!(matches!(btf.offset("sock", "absent"), Err(BtfError::Missing(_))));
@@ -293,7 +328,7 @@ mod tests {
     fn every_truncation_is_an_error_and_not_a_panic() {
         let bytes = sample();
         for length in 0..bytes.len() {
-            assert!(Btf::parse(&bytes[..length], &["sock"], "").is_err(), "{length} bytes");
+            assert!(Btf::parse(&bytes[..length], &["sock"], &[]).is_err(), "{length} bytes");
         }
     }
 
@@ -307,12 +342,15 @@ mod tests {
     }
 
     #[test]
-    fn the_stand_in_has_the_iterator_under_its_id() {
+    fn a_stand_in_has_its_place_under_its_id() {
         let kernel = kernel().unwrap();
-        let bytes = kernel.stand_in_bytes();
-        let btf = Btf::parse(&bytes, &[], ITERATOR).unwrap();
-        assert_eq!(btf.function, Some(kernel.iterator));
-        assert_eq!(btf.positions.len() as u32, kernel.iterator + 1);
-        kernel.stand_in().unwrap();
+        for (place, id) in PLACES.into_iter().zip(kernel.places) {
+            let bytes = kernel.stand_in_bytes(place.0).unwrap();
+            let btf = Btf::parse(&bytes, &[], &[place]).unwrap();
+            assert_eq!(btf.places.get(place.0).copied(), id);
+            assert_eq!(Some(btf.positions.len() as u32), id.map(|id| id + 1));
+            kernel.stand_in(place.0).unwrap();
+        }
+        assert!(matches!(kernel.stand_in_bytes("tcp_v4_rcv"), Err(BtfError::Missing(_))));
     }
 }

@@ -102,6 +102,17 @@ impl BpfError {
             && matches!(self.errno(), libc::EPERM | libc::EACCES)
     }
 
+    /// Refuses `action` where `cap` is missing: the verifier would only say that it does not know a
+    /// helper.
+    pub(super) fn require(cap: Cap, action: &str) -> Result<(), Self> {
+        let confinement = Confinement::read();
+        if confinement.has(cap) {
+            return Ok(());
+        }
+        let reason = confinement.explain(cap);
+        Err(Self::NotPermitted { action: action.to_owned(), reason })
+    }
+
     /// Sorts an `EPERM` or `EACCES` of `action` by its cause; passes anything else on.
     pub(super) fn sort<E: Into<Self>>(action: &str, cap: Cap) -> impl FnOnce(E) -> Self {
         move |error| {

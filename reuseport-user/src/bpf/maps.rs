@@ -1,20 +1,26 @@
 //! The maps of a loaded program, typed; the same whether just created or opened from their pins.
 
-use std::path::Path;
+use std::fmt;
+use std::os::fd::{AsFd as _, OwnedFd};
 
-use aya::maps::{Array, Map, MapData, PerCpuArray, PerCpuValues};
-use reuseport_common::abi::{self, ABI_VERSION, Config, Load, Row, View};
+use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, PerCpuValues};
+use reuseport_common::abi::{self, ABI_VERSION, Config, Load, Row, SeatState, View};
 use reuseport_common::stats::{self, Hit, Miss};
 use serde::Serialize;
 
 use super::BpfError;
 use super::sockarray::SockArray;
+use crate::sys::mapped::SharedLoads;
 
 type ConfigBytes = [u8; size_of::<Config>()];
+type SeatBytes = [u8; size_of::<SeatState>()];
 
 /// Names of every map, in the order they are pinned.
-pub(super) const NAMES: [&str; 5] =
-    [abi::CONFIG, abi::TABLE, abi::SOCKETS, abi::LOAD, abi::COUNTERS];
+pub(super) const NAMES: [&str; 6] =
+    [abi::CONFIG, abi::TABLE, abi::SOCKETS, abi::LOAD, abi::SEATS, abi::COUNTERS];
+
+/// Where maps come from, by name: pins, or descriptors.
+pub(super) type Source<'a> = dyn Fn(&str) -> Result<MapData, BpfError> + 'a;
 
 /// The maps of one group.
 pub struct Maps {
@@ -23,6 +29,9 @@ pub struct Maps {
     /// Slot to socket.
     pub sockets: SockArray,
     load: Array<MapData, u64>,
+    /// `LOAD` again, for [`Maps::share_loads`].
+    mapped: OwnedFd,
+    seats: Array<MapData, SeatBytes>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -36,28 +45,36 @@ pub struct Counts {
 }
 
 impl Maps {
-    /// Opens the pins in `directory`, whatever they hold; [`Maps::check`] looks at that.
-    pub fn open(directory: &Path) -> Result<Self, BpfError> {
-        let open = |name: &str| -> Result<Map, BpfError> {
-            Ok(Map::from_map_data(MapData::from_pin(directory.join(name))?)?)
-        };
+    /// Opens the maps that `source` gives by name; [`BpfError::Shape`] for those of another
+    /// version's ABI.
+    pub(super) fn open(source: &Source<'_>) -> Result<Self, BpfError> {
+        // First: another version may have other maps.
+        check(&open(source, abi::CONFIG)?)?;
+        Self::open_unfilled(source)
+    }
+
+    /// As [`Maps::open`], before `CONFIG` is filled.
+    pub(super) fn open_unfilled(source: &Source<'_>) -> Result<Self, BpfError> {
+        let load = source(abi::LOAD)?;
+        let mapped = load.fd().as_fd().try_clone_to_owned()?;
         Ok(Self {
-            config: open(abi::CONFIG)?.try_into()?,
-            table: open(abi::TABLE)?.try_into()?,
-            sockets: SockArray::new(open(abi::SOCKETS)?)?,
-            load: open(abi::LOAD)?.try_into()?,
-            counters: open(abi::COUNTERS)?.try_into()?,
+            config: open(source, abi::CONFIG)?,
+            table: open(source, abi::TABLE)?,
+            sockets: SockArray::open(source)?,
+            load: typed(load, abi::LOAD)?,
+            mapped,
+            seats: open(source, abi::SEATS)?,
+            counters: open(source, abi::COUNTERS)?,
         })
     }
 
-    /// Whether they are of this version's ABI; [`BpfError::Shape`] where not.
-    pub fn check(&self) -> Result<(), BpfError> {
-        match self.config()?.abi {
-            ABI_VERSION => Ok(()),
-            other => {
-                Err(BpfError::Shape(format!("ABI {other}, this version speaks {ABI_VERSION}")))
-            }
-        }
+    /// Maps `LOAD` into memory, for whoever writes it often.
+    ///
+    /// # Minimum kernel version
+    ///
+    /// 5.5.
+    pub(crate) fn share_loads(&self) -> Result<SharedLoads, BpfError> {
+        Ok(SharedLoads::map(self.mapped.as_fd(), self.load.len())?)
     }
 
     /// What `CONFIG` holds.
@@ -120,9 +137,20 @@ impl Maps {
         Ok(bytemuck::cast(self.load.get(&slot, 0)?))
     }
 
-    /// Forgets `slot`'s load and counts: the next socket in it is another worker's.
+    /// What was wanted for the socket in each slot, or for one that sat there before.
+    pub fn seats(&self) -> Result<Vec<SeatState>, BpfError> {
+        (0..self.seats.len()).map(|slot| Ok(bytemuck::cast(self.seats.get(&slot, 0)?))).collect()
+    }
+
+    /// Sets what `slot` is to get. It takes effect with the next plan.
+    pub fn set_seat(&mut self, slot: u32, state: SeatState) -> Result<(), BpfError> {
+        Ok(self.seats.set(slot, bytemuck::cast::<SeatState, SeatBytes>(state), 0)?)
+    }
+
+    /// Forgets `slot`'s load, seat and counts: the next socket in it is another worker's.
     pub fn reset_slot(&mut self, slot: u32) -> Result<(), BpfError> {
         self.load.set(slot, 0u64, 0)?;
+        self.set_seat(slot, SeatState::default())?;
         for hit in Hit::ALL {
             let cpus = self.counters.get(&hit.index(slot), 0)?.len();
             let zeroes = PerCpuValues::try_from(vec![0u64; cpus])?;
@@ -157,6 +185,31 @@ impl Maps {
             }
         }
         Ok(cpus)
+    }
+}
+
+impl fmt::Debug for Maps {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Maps").field("sockets", &self.sockets).finish_non_exhaustive()
+    }
+}
+
+/// Opens a map as the kind that it must be.
+fn open<M: TryFrom<Map, Error = MapError>>(source: &Source<'_>, name: &str) -> Result<M, BpfError> {
+    typed(source(name)?, name)
+}
+
+fn typed<M: TryFrom<Map, Error = MapError>>(map: MapData, name: &str) -> Result<M, BpfError> {
+    let map = Map::from_map_data(map)?;
+    map.try_into().map_err(|error| BpfError::Shape(format!("{name}: {error}")))
+}
+
+/// Whether `CONFIG` is of this version's ABI, whose number comes first in every version.
+fn check(config: &Array<MapData, ConfigBytes>) -> Result<(), BpfError> {
+    let config: Config = bytemuck::pod_read_unaligned(&config.get(&0, 0)?);
+    match config.abi {
+        ABI_VERSION => Ok(()),
+        other => Err(BpfError::Shape(format!("ABI {other}, this version speaks {ABI_VERSION}"))),
     }
 }
 

@@ -5,12 +5,14 @@
 
 pub mod btf;
 mod error;
+pub mod gauges;
 pub mod maps;
 pub mod object;
 pub mod owner;
 pub mod pins;
 pub mod sockarray;
 pub mod wakeup;
+pub mod watch;
 
 pub use error::BpfError;
 

@@ -1,12 +1,15 @@
 //! The embedded object, parsed and its maps created; programs are loaded one by one on demand.
 
+use std::os::fd::AsFd as _;
 use std::path::Path;
 
+use aya::maps::Map;
 use aya::programs::{Iter, Program, ProgramError, SkReuseport};
 use aya::{Ebpf, EbpfLoader, VerifierLogLevel};
 use reuseport_common::abi::{self, Offsets};
 
 use super::maps::{self, Sizes};
+use super::pins::Descriptors;
 use super::wakeup::{self, Migration, Wakeup};
 use super::{BpfError, btf};
 use crate::sys::caps::{Cap, Confinement};
@@ -38,6 +41,19 @@ pub fn fingerprint() -> u64 {
     super::fnv1a(reuseport_ebpf::STEER)
 }
 
+/// Whether maps can be made and the steering program be loaded: does both, and keeps neither.
+///
+/// # Minimum kernel version
+///
+/// 5.10 as tested; `CAP_BPF`.
+pub fn probe() -> Result<(), BpfError> {
+    let sizes = Sizes::for_group(0, 0);
+    let mut object =
+        Object::load(&LoadOptions { sizes, port: 0, log: false, verifier_log: false })?;
+    // Whether it migrates does not matter here.
+    object.load_steering_with(|| Wakeup::Unknown).map(drop)
+}
+
 impl Object {
     /// Creates the maps.
     pub fn load(options: &LoadOptions) -> Result<Self, BpfError> {
@@ -46,7 +62,7 @@ impl Object {
 
     fn load_from(bytes: &[u8], options: &LoadOptions) -> Result<Self, BpfError> {
         let kernel = btf::kernel();
-        let values = kernel.as_ref().map_or_else(|_| Offsets::default(), |it| it.offsets);
+        let values = kernel.as_ref().map_or_else(|_| Offsets::ZERO, |it| it.offsets);
         let log_bytes = if options.log { 1 << 17 } else { 4096 };
         let offsets_bytes: [u8; size_of::<Offsets>()] = bytemuck::cast(values);
         let mut loader = EbpfLoader::new();
@@ -56,6 +72,7 @@ impl Object {
             .map_max_entries(abi::TABLE, options.sizes.half * 2)
             .map_max_entries(abi::SOCKETS, options.sizes.slots)
             .map_max_entries(abi::LOAD, options.sizes.slots)
+            .map_max_entries(abi::SEATS, options.sizes.slots)
             .map_max_entries(abi::COUNTERS, options.sizes.counters())
             .map_max_entries("AYA_LOGS", log_bytes)
             .override_global(abi::OFFSETS, &offsets_bytes[..], true)
@@ -143,31 +160,41 @@ impl Object {
         Ok(self.program::<SkReuseport>(name)?.pin(directory.join(program))?)
     }
 
-    /// Loads the iterator over the port's listeners.
+    /// The maps and the steering program as descriptors, for one that is pinned nowhere.
+    pub(crate) fn descriptors(&mut self, migrates: bool) -> Result<Descriptors, BpfError> {
+        let mut maps = Vec::new();
+        for name in maps::NAMES {
+            let found = self.ebpf.map(name);
+            let Some(Map::Array(map) | Map::PerCpuArray(map) | Map::ReusePortSockArray(map)) =
+                found
+            else {
+                return Err(BpfError::Shape(format!("the object has no map {name}")));
+            };
+            maps.push((name.to_owned(), map.fd().as_fd().try_clone_to_owned()?));
+        }
+        let program = self.program::<SkReuseport>(self.program_name(migrates))?;
+        let program = program.fd()?.as_fd().try_clone_to_owned()?;
+        Ok(Descriptors(maps).with_program(program))
+    }
+
+    /// The iterator over the port's listeners, loaded the first time.
     ///
     /// # Minimum kernel version
     ///
     /// 5.9 with BTF; `CAP_PERFMON` beside `CAP_BPF`.
     pub(super) fn load_iterator(&mut self) -> Result<&mut Iter, BpfError> {
-        // The reason is told once; whoever asks again learns only that there is none.
-        let unknown = Err(btf::BtfError::Malformed);
-        let kernel = std::mem::replace(&mut self.kernel, unknown)?;
-        self.kernel = Ok(kernel);
-        let confinement = Confinement::read();
-        if !confinement.has(Cap::Perfmon) {
-            // The verifier would only say that it does not know a helper.
-            let action = "see which program is attached".to_owned();
-            return Err(BpfError::NotPermitted {
-                action,
-                reason: confinement.explain(Cap::Perfmon),
-            });
-        }
         let name = abi::PROGRAM_LIST_MEMBERS;
-        let sort = BpfError::sort_load(name, self.verifier_log);
-        let program = self.program::<Iter>(name)?;
-        let btf = kernel.stand_in().map_err(|error| BpfError::Load(error.into()))?;
-        program.load("tcp", &btf).map_err(sort)?;
-        Ok(program)
+        if self.program::<Iter>(name)?.fd().is_err() {
+            // The reason is told once; whoever asks again learns only that there is none.
+            let unknown = Err(btf::BtfError::Malformed);
+            let kernel = std::mem::replace(&mut self.kernel, unknown)?;
+            self.kernel = Ok(kernel);
+            BpfError::require(Cap::Perfmon, "see which program is attached")?;
+            let sort = BpfError::sort_load(name, self.verifier_log);
+            let btf = kernel.stand_in(btf::ITERATOR)?;
+            self.program::<Iter>(name)?.load("tcp", &btf).map_err(sort)?;
+        }
+        self.program(name)
     }
 
     fn program<'a, P>(&'a mut self, name: &str) -> Result<&'a mut P, BpfError>

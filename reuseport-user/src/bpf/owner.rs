@@ -2,11 +2,11 @@
 //! tells.
 
 use std::collections::HashMap;
-use std::io::Read as _;
+use std::io::{self, Read as _};
 
 use aya::programs::loaded_programs;
 use reuseport_common::abi::Member;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::BpfError;
 use super::object::Object;
@@ -16,7 +16,7 @@ use super::sockarray::Released;
 const SK_REUSEPORT: u32 = 21;
 
 /// The program attached to a group.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "state", rename_all = "snake_case")]
 pub enum Attached {
     /// No program: the kernel's hash.
@@ -50,7 +50,11 @@ pub fn members(object: &mut Object) -> Result<Members, BpfError> {
     let link = program.take_link(link)?;
     let mut file = link.into_file()?;
     let mut bytes = Vec::new();
-    file.read_to_end(&mut bytes)?;
+    match file.read_to_end(&mut bytes) {
+        // The program stopped at the first connection; what was read before is kept.
+        Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+        result => _ = result?,
+    }
     let (records, _) = bytes.as_chunks::<{ size_of::<Member>() }>();
     let members = records.iter().map(|record| bytemuck::pod_read_unaligned::<Member>(record));
     Ok(members.map(|member| (member.cookie, member)).collect())

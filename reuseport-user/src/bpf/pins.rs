@@ -8,28 +8,33 @@
 use std::fs::{self, DirBuilder, File, TryLockError};
 use std::io;
 use std::os::fd::BorrowedFd;
-use std::os::unix::fs::DirBuilderExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use aya::programs::SkReuseport;
-use aya::programs::sk_reuseport::SkReuseportAttachType;
-
 use super::BpfError;
 use super::maps::Maps;
 use super::object::Object;
+use super::sockarray::SockArray;
 use crate::model::{GroupKey, Protocol};
 use crate::sys::bpffs;
 use crate::sys::caps::Cap;
+use crate::sys::sockopt;
 
 use child::Child;
 
+mod agent;
 mod child;
 mod error;
+mod pinned;
 
+pub use agent::AgentLock;
 pub use error::PinsError;
 use error::io_error;
+pub(crate) use pinned::Descriptors;
+pub use pinned::{Pinned, maps};
+use pinned::{in_directory, open_program};
 
 /// Where bpffs is mounted by default.
 pub const BPFFS: &str = "/sys/fs/bpf";
@@ -39,6 +44,8 @@ const PROGRAM: &str = "program";
 const NEW: &str = "new-";
 /// A directory being replaced.
 const OLD: &str = "old-";
+/// An agent's lock.
+const AGENT: &str = "agent-";
 /// How long to wait for another instance.
 const LOCK_PATIENCE: Duration = Duration::from_secs(10);
 
@@ -57,17 +64,6 @@ pub struct LockedPins {
 
 /// A directory below the base, and what is in it or why that cannot be read.
 pub type Found = (PathBuf, Result<Pinned, PinsError>);
-
-/// A pinned program with its maps.
-pub struct Pinned {
-    /// Where it is pinned.
-    pub directory: PathBuf,
-    /// The maps.
-    pub maps: Maps,
-    program: SkReuseport,
-    /// The kernel's id of the program.
-    pub program_id: u32,
-}
 
 impl Pins {
     /// The base directory on the bpffs at `bpffs`; it need not exist yet.
@@ -104,6 +100,11 @@ impl Pins {
         }
     }
 
+    /// Id of the program in the group's pins, whichever version made them.
+    pub fn program_id(&self, group: &GroupKey) -> Option<u32> {
+        open_program(&self.place(group)).ok().map(|(_, id)| id)
+    }
+
     /// Where the group's pins are, or would be.
     pub fn place(&self, group: &GroupKey) -> PathBuf {
         self.base.join(name(group))
@@ -118,6 +119,7 @@ impl Pins {
             Err(error) => return Err(io_error("read", &self.base)(error)),
         };
         let mut directories: Vec<_> = entries.flatten().map(|entry| entry.path()).collect();
+        directories.retain(|directory| !agent::is_lock(directory));
         directories.sort();
         let open = |directory: PathBuf| {
             let found = match child::look(&self.base, &directory) {
@@ -129,6 +131,16 @@ impl Pins {
             (directory, found)
         };
         Ok(directories.into_iter().map(open).collect())
+    }
+
+    /// Ids of the programs of all groups; none where this process can have no pins.
+    pub fn program_ids(&self) -> Result<Vec<u32>, PinsError> {
+        let listed = match self.list() {
+            Err(error) if error.is_out_of_reach() => Vec::new(),
+            listed => listed?,
+        };
+        let found = listed.into_iter().filter_map(|(_, found): Found| found.ok());
+        Ok(found.map(|pinned| pinned.program_id).collect())
     }
 
     /// Makes the base directory where it is missing, checks that nobody else may write it, and
@@ -195,7 +207,8 @@ impl LockedPins {
             object
                 .pin_into(&directory, PROGRAM, migrates)
                 .map_err(|error| sort_pin(&directory, error))?;
-            Pinned::open_any(directory.clone())
+            let maps = Maps::open_unfilled(&in_directory(&directory));
+            Pinned::with(directory.clone(), maps)
         })();
         if pinned.is_err() {
             self.remove(&directory)?;
@@ -216,11 +229,18 @@ impl LockedPins {
             // A directory cannot be renamed over anything else.
             Child::Other => self.remove(&place)?,
         }
-        fs::rename(&staged.directory, &place).map_err(io_error("rename", &staged.directory))?;
-        staged.directory = place;
+        let from = self.staged(group);
+        fs::rename(&from, &place).map_err(io_error("rename", &from))?;
+        staged.directory = Some(place);
         // The group is steered by now. What stays of the old pins is removed by the next attach.
         let _left_over = self.remove(&old);
         Ok(())
+    }
+
+    /// Frees the sockets of pins that another version made, for a map of ours. Its program, if it is
+    /// in force, then leaves every connection to the kernel's hash.
+    pub fn release(&self, group: &GroupKey) -> Result<(), PinsError> {
+        release(&self.place(group))
     }
 
     /// Where a staged directory of `group` would be; it is there only after a crash.
@@ -246,12 +266,7 @@ impl LockedPins {
             }
             Child::Directory => {}
         }
-        if let Ok(pinned) = Pinned::open_any(directory.to_owned()) {
-            match pinned.maps.sockets.clear() {
-                Err(error) if !error.is_write_refused() => return Err(error.into()),
-                _ => {}
-            }
-        }
+        release(directory)?;
         for entry in fs::read_dir(directory).map_err(io_error("read", directory))?.flatten() {
             fs::remove_file(entry.path()).map_err(io_error("remove", &entry.path()))?;
         }
@@ -259,35 +274,13 @@ impl LockedPins {
     }
 }
 
-impl Pinned {
-    /// Opens the pins in `directory`, if they are of this version's ABI.
-    pub fn open(directory: PathBuf) -> Result<Self, PinsError> {
-        let pinned = Self::open_any(directory)?;
-        pinned.maps.check()?;
-        Ok(pinned)
-    }
-
-    /// Opens the pins in `directory`, also before `CONFIG` is filled.
-    fn open_any(directory: PathBuf) -> Result<Self, PinsError> {
-        let maps = Maps::open(&directory).map_err(|error| sort_pin(&directory, error))?;
-        let path = directory.join(PROGRAM);
-        // The attach type is only used for loading, which is behind us.
-        let program = SkReuseport::from_pin(path, SkReuseportAttachType::Select)
-            .map_err(|error| sort_pin(&directory, error.into()))?;
-        let program_id = program.info().map_err(BpfError::from)?.id();
-        Ok(Self { directory, maps, program, program_id })
-    }
-
-    /// Attaches the program to the group of `socket`, in place of whatever is attached.
-    ///
-    /// The caller has verified that the socket listens: the kernel takes a bound one silently, and
-    /// its later `listen()` then fails with `EADDRINUSE`.
-    ///
-    /// # Minimum kernel version
-    ///
-    /// 4.19.
-    pub fn attach(&self, socket: BorrowedFd<'_>) -> Result<(), BpfError> {
-        Ok(self.program.attach(socket)?)
+/// Frees the sockets of the map in `directory`, whichever version made it; where somebody froze it,
+/// they stay.
+fn release(directory: &Path) -> Result<(), PinsError> {
+    let Ok(sockets) = SockArray::open(&in_directory(directory)) else { return Ok(()) };
+    match sockets.clear() {
+        Err(error) if !error.is_write_refused() => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -297,11 +290,11 @@ impl Pinned {
 ///
 /// 5.3.
 pub fn detach(socket: BorrowedFd<'_>) -> Result<bool, BpfError> {
-    match SkReuseport::detach(socket).map_err(BpfError::from) {
-        Ok(()) => Ok(true),
-        Err(error) if error.errno() == libc::ENOENT => Ok(false),
-        Err(error) => Err(error),
-    }
+    Ok(sockopt::detach_reuseport(socket)?)
+}
+
+fn inode(directory: &Path) -> io::Result<u64> {
+    Ok(fs::symlink_metadata(directory)?.ino())
 }
 
 fn sort_pin(directory: &Path, error: BpfError) -> PinsError {

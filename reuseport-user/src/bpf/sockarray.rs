@@ -4,8 +4,10 @@ use std::collections::HashMap;
 use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 
 use aya::maps::{Map, MapData, MapInfo, MapType};
+use reuseport_common::abi;
 
 use super::BpfError;
+use super::maps::Source;
 use crate::sys::{SyscallError, bpf};
 
 /// A `BPF_MAP_TYPE_REUSEPORT_SOCKARRAY` with 8-byte values, so that cookies can be read back.
@@ -46,9 +48,9 @@ impl SetError {
 }
 
 impl SockArray {
-    /// Takes a loaded or pinned map, after a look at its shape.
-    pub(super) fn new(map: Map) -> Result<Self, BpfError> {
-        let Map::ReusePortSockArray(map) = map else {
+    /// Opens a group's, after a look at its shape.
+    pub(super) fn open(source: &Source<'_>) -> Result<Self, BpfError> {
+        let Map::ReusePortSockArray(map) = Map::from_map_data(source(abi::SOCKETS)?)? else {
             return Err(BpfError::Shape("SOCKETS is not a sockarray".to_owned()));
         };
         let info = map.info()?;

@@ -5,19 +5,11 @@
 //! instead. Versions do not tell (the fix was backported here and there): one migration of our own
 //! between two listeners on the loopback interface does.
 
-use std::io;
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
-use std::time::Duration;
 
-use socket2::{Domain, Socket, Type};
-
-use crate::sys::epoll::Epoll;
-use crate::sys::{SyscallError, bpf, sockopt};
-
-/// Longest wait for the handshake, and for the wakeup: either takes microseconds where it comes at
-/// all.
-const PATIENCE: Duration = Duration::from_millis(100);
+use crate::loopback::{ADDRESSES, LoopbackError, Pair};
+use crate::sys::{bpf, sockopt};
 
 /// What a migration did to the listener that got the connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -75,51 +67,24 @@ impl Migration {
 /// Takes well below a millisecond, unless the wakeup or the handshake does not come: then a tenth of
 /// a second or two. Uses a free port, and leaves nothing behind.
 pub fn probe() -> Wakeup {
-    [SocketAddr::from((Ipv4Addr::LOCALHOST, 0)), SocketAddr::from((Ipv6Addr::LOCALHOST, 0))]
+    ADDRESSES
         .into_iter()
         .map(|address| migrate(address).unwrap_or(Wakeup::Unknown))
         .find(|&wakeup| wakeup != Wakeup::Unknown)
         .unwrap_or(Wakeup::Unknown)
 }
 
-/// Why there is no answer. Nobody reads it: the caller goes on without.
-#[derive(Debug, thiserror::Error)]
-enum ProbeError {
-    #[error(transparent)]
-    Io(#[from] io::Error),
-    #[error(transparent)]
-    Syscall(#[from] SyscallError),
-}
-
 /// Connects to one of two listeners, closes it, and sees what the other learns of that.
-fn migrate(address: SocketAddr) -> Result<Wakeup, ProbeError> {
-    let first = listener(address)?;
-    let address = first
-        .local_addr()?
-        .as_socket()
-        .ok_or_else(|| io::Error::from(io::ErrorKind::AddrNotAvailable))?;
-    let second = listener(address)?;
+fn migrate(address: SocketAddr) -> Result<Wakeup, LoopbackError> {
+    let mut pair = Pair::open(address)?;
     // Not the one that steers: its counters and its log are for the group's connections.
     let program = bpf::load_passing_migrator("wakeup_probe")?;
-    sockopt::attach_reuseport(first.as_fd(), program.as_fd())?;
-    // Both are watched before anything happens. A later `epoll_wait` returns only what a wakeup put
-    // on the ready list, exactly as if it had slept all the while; `poll` would look for itself.
-    let epoll = Epoll::new()?;
-    epoll.watch(first.as_fd(), 0)?;
-    epoll.watch(second.as_fd(), 1)?;
-    let client = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    // Closed by a reset: leaves no TIME_WAIT behind.
-    client.set_linger(Some(Duration::ZERO))?;
-    client.connect_timeout(&address.into(), PATIENCE)?;
-    let (closes, stays, token) = match epoll.wait(PATIENCE)? {
-        Some(0) => (first, second, 1),
-        Some(_) => (second, first, 0),
-        None => return Ok(Wakeup::Unknown),
-    };
+    sockopt::attach_reuseport(pair.listeners[0].as_fd(), program.as_fd())?;
+    let Some((client, closes)) = pair.connect()? else { return Ok(Wakeup::Unknown) };
     // Migrates at once, before `close` returns.
-    drop(closes);
-    let told = epoll.wait(PATIENCE)? == Some(token);
-    let migrated = match stays.accept() {
+    drop(pair.listeners.remove(closes));
+    let told = pair.told()? == Some(1 - closes);
+    let migrated = match pair.listeners[0].accept() {
         Ok((_, peer)) => peer.as_socket() == client.local_addr()?.as_socket(),
         Err(_) => false,
     };
@@ -133,15 +98,6 @@ fn judge(told: bool, migrated: bool) -> Wakeup {
         (true, false) => Wakeup::DoesNotWake,
         (false, _) => Wakeup::Unknown,
     }
-}
-
-fn listener(address: SocketAddr) -> io::Result<Socket> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
-    socket.set_reuse_port(true)?;
-    socket.set_nonblocking(true)?;
-    socket.bind(&address.into())?;
-    socket.listen(8)?;
-    Ok(socket)
 }
 
 #[cfg(test)]

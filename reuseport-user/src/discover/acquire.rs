@@ -8,7 +8,7 @@ use std::os::fd::{AsFd as _, BorrowedFd};
 
 use super::procfs;
 use crate::model::{GroupKey, Holder, Listener, Pid, Protocol};
-use crate::sys::{SyscallError, pidfd, sockopt};
+use crate::sys::{SyscallError, inherited, pidfd, sockopt};
 
 mod denial;
 
@@ -154,8 +154,13 @@ enum Failure {
 /// Opens the process first and takes the descriptor through that: a process id may come to mean
 /// another process, an open pidfd cannot, and the checks tell a reused descriptor number.
 fn take(holder: Holder, cookie: u64, key: &GroupKey) -> Result<std::os::fd::OwnedFd, Failure> {
-    let process = pidfd::open(holder.pid).map_err(classify)?;
-    let taken = pidfd::getfd(process.as_fd(), holder.fd).map_err(classify)?;
+    let taken = if holder.pid == std::process::id() {
+        // Our own takes no privilege, and no system call that a sandbox may forbid.
+        inherited::duplicate(holder.fd).map_err(classify)?
+    } else {
+        let process = pidfd::open(holder.pid).map_err(classify)?;
+        pidfd::getfd(process.as_fd(), holder.fd).map_err(classify)?
+    };
     verify(taken.as_fd(), cookie, key)?;
     Ok(taken)
 }

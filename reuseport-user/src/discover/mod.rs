@@ -8,10 +8,14 @@
 pub mod acquire;
 mod error;
 mod evidence;
-mod namespaces;
+pub mod family;
+mod look;
+pub(crate) mod namespaces;
+mod order;
 pub mod overrides;
-mod procfs;
-mod sock_diag;
+pub(crate) mod procfs;
+mod roster;
+pub(crate) mod sock_diag;
 mod target;
 mod workers;
 
@@ -22,6 +26,10 @@ use std::thread::sleep;
 use std::time::Duration;
 
 pub use error::{Candidate, DiscoverError};
+pub use look::{Look, Queue};
+pub use order::listen_order;
+pub(crate) use procfs::started;
+pub use roster::Roster;
 pub use target::{NetnsChoice, Target};
 
 use self::namespaces::{Found, Place};

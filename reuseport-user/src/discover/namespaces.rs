@@ -31,7 +31,7 @@ pub(crate) struct Found {
 
 impl Place {
     /// The calling thread's namespace.
-    fn own() -> Result<Self, DiscoverError> {
+    pub(crate) fn own() -> Result<Self, DiscoverError> {
         let inode = own_inode()?;
         let netns = Netns { cookie: 0, inode, pid: Some(std::process::id()), own: true };
         Ok(Self { netns, file: None })
@@ -44,6 +44,25 @@ impl Place {
         let own = inode == own_inode()?;
         let netns = Netns { cookie: 0, inode, pid, own };
         Ok(Self { netns, file: (!own).then_some(file) })
+    }
+
+    /// The namespace that a target names, or one that was found before.
+    pub(crate) fn of(target: &Target, found: &Netns) -> Result<Self, DiscoverError> {
+        let path = match (&target.netns, found.pid) {
+            (NetnsChoice::Path(path), _) => path.clone(),
+            (NetnsChoice::Pid(pid), _) => format!("/proc/{pid}/ns/net").into(),
+            (NetnsChoice::Auto, Some(pid)) if !found.own => format!("/proc/{pid}/ns/net").into(),
+            (NetnsChoice::Auto, _) => return Self::own(),
+        };
+        Self::open(&path, found.pid)
+    }
+
+    /// Opens a channel to its sockets.
+    pub(crate) fn diag(&self) -> Result<SockDiag, DiscoverError> {
+        match &self.file {
+            None => Ok(SockDiag::open()?),
+            Some(file) => Ok(netns::inside(file, SockDiag::open)??),
+        }
     }
 
     /// The namespace, with its cookie once it was looked into.

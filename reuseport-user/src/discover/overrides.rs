@@ -12,6 +12,41 @@ pub struct Overrides {
     pub order: Option<Vec<Cpu>>,
 }
 
+/// A worker that is known by its name, for as long as it is called so.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedWorker {
+    /// `comm` of the process or thread.
+    pub name: String,
+    /// CPUs it runs on.
+    pub cpus: CpuSet,
+}
+
+/// Says of the group's listeners who serves them and where, as far as names tell: of those whose worker
+/// was found, the CPUs; of those whose worker is unknown, both.
+pub(crate) fn apply_names(named: &[NamedWorker], group: &mut Group) {
+    let of = |name: &str| named.iter().find(|worker| worker.name == name);
+    for listener in &mut group.listeners {
+        match &mut listener.served {
+            Served::By(workers) => {
+                for worker in workers {
+                    if let Some(told) = of(&worker.name) {
+                        tell(worker, &told.cpus);
+                    }
+                }
+            }
+            Served::Unknown(_) => {
+                let told = listener.holders.iter().find_map(|holder| {
+                    let worker = of(&procfs::name(holder.pid))?;
+                    Some((holder.pid, worker))
+                });
+                if let Some((pid, worker)) = told {
+                    listener.served = by(pid, None, &worker.cpus, &|_, _| worker.name.clone());
+                }
+            }
+        }
+    }
+}
+
 /// An override that fits nothing. Applying it in part would steer wrongly, so nothing was applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum OverrideError {
@@ -34,9 +69,11 @@ pub enum OverrideError {
         /// CPUs that may be online at some time.
         possible: CpuSet,
     },
-    /// More CPUs than listeners.
-    #[error("--order names {cpus} CPUs, but the largest group has {listeners} listeners")]
-    OrderTooLong {
+    /// More CPUs than listeners, or fewer.
+    #[error(
+        "--order names {cpus} CPUs, but the largest group has {listeners} listeners: name one for each"
+    )]
+    OrderLength {
         /// CPUs in the list.
         cpus: usize,
         /// Listeners of the largest group.
@@ -126,8 +163,8 @@ fn apply_order(
     name: &dyn Fn(Pid, Option<Pid>) -> String,
 ) -> Result<(), OverrideError> {
     let listeners = groups.iter().map(|group| group.listeners.len()).max().unwrap_or(0);
-    if order.len() > listeners {
-        return Err(OverrideError::OrderTooLong { cpus: order.len(), listeners });
+    if order.len() != listeners {
+        return Err(OverrideError::OrderLength { cpus: order.len(), listeners });
     }
     for group in groups {
         for (listener, &cpu) in group.listeners.iter_mut().zip(order) {

@@ -57,10 +57,33 @@ pub(crate) fn thread_name(pid: Pid, tid: Pid) -> String {
 
 /// Parent of a process; 0 when it has none we can see.
 pub(crate) fn parent(pid: Pid) -> Pid {
+    stat(pid, 4) as Pid
+}
+
+/// When a process began, in clock ticks since boot; 0 when it is gone.
+pub(crate) fn started(pid: Pid) -> u64 {
+    stat(pid, 22)
+}
+
+/// A number of `/proc/PID/stat`, counted as proc(5) does; 0 when the process is gone.
+fn stat(pid: Pid, field: usize) -> u64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
-    // The name in parentheses may hold anything, parentheses too.
-    let fields = stat.rsplit_once(')').map_or("", |(_, fields)| fields);
-    fields.split_whitespace().nth(1).and_then(|ppid| ppid.parse().ok()).unwrap_or(0)
+    // The name in parentheses, field 2, may hold anything, parentheses too.
+    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
+    rest.split_whitespace().nth(field - 3).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+/// Direct children of a process, ascending.
+pub(crate) fn children(pid: Pid) -> Vec<Pid> {
+    let of_thread = |tid| fs::read_to_string(format!("/proc/{pid}/task/{tid}/children"));
+    let lists: Vec<String> = tids(pid).into_iter().filter_map(|tid| of_thread(tid).ok()).collect();
+    let mut children: Vec<Pid> = lists
+        .iter()
+        .flat_map(|list| list.split_whitespace())
+        .filter_map(|it| it.parse().ok())
+        .collect();
+    children.sort_unstable();
+    children
 }
 
 /// CPUs a thread may run on; empty when it is gone.
@@ -221,6 +244,9 @@ mod tests {
         assert!(pids().contains(&me));
         assert!(tids(me).contains(&me));
         assert_eq!(parent(me), std::os::unix::process::parent_id());
+        assert!(started(me) > 0 && started(me) >= started(parent(me)));
+        assert_eq!(started(4_194_305), 0);
+        assert!(children(parent(me)).contains(&me));
         assert_eq!(
             netns(me).unwrap(),
             crate::sys::netns::inode("/proc/self/ns/net".as_ref()).unwrap()

@@ -15,6 +15,11 @@ use crate::sys::sockopt::IPPROTO_MPTCP;
 
 /// `TCP_CLOSE`: the state of an unconnected UDP socket.
 const UNCONNECTED: u32 = 1 << 7;
+/// `TCP_ESTABLISHED`, `FIN_WAIT1`, `FIN_WAIT2`, `CLOSE_WAIT`, `LAST_ACK`, `CLOSING`: what a process
+/// may still have open.
+const CONNECTED: u32 = 1 << 1 | 1 << 4 | 1 << 5 | 1 << 8 | 1 << 9 | 1 << 11;
+/// `TCP_SYN_RECV`, which to `sock_diag` includes `TCP_NEW_SYN_RECV`.
+const HANDSHAKE: u32 = 1 << 3;
 /// `TCP_LISTEN`.
 const LISTENING: u32 = 1 << 10;
 /// `TCP_BOUND_INACTIVE` (6.8): bound, neither listening nor connected.
@@ -54,6 +59,11 @@ pub(crate) enum Kind {
     MptcpListeners,
     /// TCP sockets that are bound and nothing else; none before kernel 6.8.
     TcpBound,
+    /// Connections whose handshake is not done, or that wait for data (`TCP_DEFER_ACCEPT`). Their
+    /// listener is not told. The kernel walks through all connections for it.
+    TcpHandshakes,
+    /// TCP connections; without an inode until they are accepted.
+    TcpConnections,
 }
 
 impl From<Protocol> for Kind {
@@ -67,13 +77,21 @@ impl From<Protocol> for Kind {
 
 /// Lists the sockets on `port`, of both families, in the namespace where `diag` was opened.
 pub(crate) fn list(diag: &mut SockDiag, kind: Kind, port: u16) -> Result<Vec<Socket>, DumpError> {
-    let mut sockets = Vec::new();
-    for family in [libc::AF_INET, libc::AF_INET6] {
-        let found = diag.dump(&mut request(family as u8, kind, port))?;
-        // The kernel filtered already; an old one that ignores the filter must not mislead us.
-        sockets.extend(found.iter().map(socket).filter(|socket| socket.address.port() == port));
-    }
+    let mut sockets = list_family(diag, kind, port, libc::AF_INET)?;
+    sockets.extend(list_family(diag, kind, port, libc::AF_INET6)?);
     Ok(sockets)
+}
+
+/// As [`list`], of one family (`AF_INET` or `AF_INET6`): in one dump.
+pub(crate) fn list_family(
+    diag: &mut SockDiag,
+    kind: Kind,
+    port: u16,
+    family: i32,
+) -> Result<Vec<Socket>, DumpError> {
+    let found = diag.dump(&mut request(family as u8, kind, port))?;
+    // The kernel filtered already; an old one that ignores the filter must not mislead us.
+    Ok(found.iter().map(socket).filter(|socket| socket.address.port() == port).collect())
 }
 
 /// The message that asks for them.
@@ -82,6 +100,8 @@ fn request(family: u8, kind: Kind, port: u16) -> Vec<u8> {
         Kind::TcpListeners | Kind::MptcpListeners => LISTENING,
         Kind::UdpUnconnected => UNCONNECTED,
         Kind::TcpBound => BOUND,
+        Kind::TcpConnections => CONNECTED,
+        Kind::TcpHandshakes => HANDSHAKE,
     };
     let protocol = if kind == Kind::UdpUnconnected { Protocol::Udp } else { Protocol::Tcp };
     let mut socket_id =

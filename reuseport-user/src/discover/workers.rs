@@ -140,9 +140,12 @@ fn in_family(family: &[&Process], inode: u64, shares: &Shares) -> Served {
                 process.name
             ));
         }
-        // All were busy each time: everyone but those who only supervise.
+        // All were busy each time: everyone but those who only supervise, or who were seen attending
+        // to other listeners. Where that leaves nobody, its worker is gone and the family has it open.
         let is_parent = |process: &Process| family.iter().any(|other| other.parent == process.pid);
-        let working = |process: &&&Process| !process.is_supervisor() && !is_parent(process);
+        let working = |process: &&&Process| {
+            !process.is_supervisor() && !is_parent(process) && !process.attends_elsewhere(inode)
+        };
         family.iter().filter(working).copied().collect()
     } else if proven.iter().any(|process| process.polls(inode)) {
         // Epoll sets are conclusive: they show busy processes too.

@@ -1,8 +1,8 @@
 //! [`Policy::Cpu`]: a row is a CPU.
 
-use reuseport_common::abi::{NO_SLOT, Policy, Row};
+use reuseport_common::abi::{NO_SLOT, Policy, Role, Row};
 
-use crate::model::CpuSet;
+use crate::model::{Cpu, CpuSet};
 use crate::topology::Topology;
 
 use super::near::Near;
@@ -15,23 +15,29 @@ mod stations;
 use seconds::Seconds;
 use stations::Station;
 
-/// Plans for `seats`, which are sorted by slot, distinct, and not all without weight.
-pub(super) fn plan(topology: &Topology, seats: &[&Seat]) -> Result<Plan, PlanError> {
+/// Plans for `seats`, which are sorted by slot, distinct, and not all without weight; the rows of
+/// `hot` CPUs are widened.
+pub(super) fn plan(topology: &Topology, seats: &[&Seat], hot: &CpuSet) -> Result<Plan, PlanError> {
     let online = topology.online();
     if online.is_empty() {
         return Err(PlanError::NoCpu);
     }
     let mut plans: Vec<SeatPlan> = seats.iter().map(|seat| SeatPlan::new(seat, &online)).collect();
     let near = Near::new(topology);
-    find_homes(topology, &near, seats, &mut plans);
+    for (seat, home) in find_homes(topology, &near, seats, |seat| seat.weight > 0) {
+        plans[seat].home = Some(home);
+    }
+    let standbys = find_homes(topology, &near, seats, |seat| seat.role == Role::Standby);
     let mut stations = stations::found(seats, &plans, topology.rows());
-    let lanes = stations::choose_lanes(&near, topology.rows(), &stations)?;
+    let widened = hot.iter().any(|cpu| topology.get(cpu).is_some());
+    let lanes = stations::choose_lanes(&near, topology.rows(), &stations, widened)?;
     for station in &mut stations {
         station.divide(lanes);
     }
     let warnings = warn(seats, &plans, &online, &stations);
-    let mut seconds = Seconds::new(&near, seats, &stations);
-    let filled = rows::fill(topology, &near, seats, stations, lanes);
+    let mut seconds = Seconds::new(&near, seats, &stations, &standbys);
+    let mut filled = rows::fill(topology, &near, seats, stations, lanes);
+    rows::widen(&mut filled, hot, seats, lanes);
 
     let mut table = Vec::with_capacity(topology.rows() as usize * lanes as usize);
     let mut rows_explained = Vec::new();
@@ -74,18 +80,21 @@ pub(super) fn plan(topology: &Topology, seats: &[&Seat]) -> Result<Plan, PlanErr
     })
 }
 
-/// Sets the home of every seat that takes part.
-fn find_homes(topology: &Topology, near: &Near, seats: &[&Seat], plans: &mut [SeatPlan]) {
+/// The homes of `some` of the seats, as if they were alone.
+fn find_homes(
+    topology: &Topology,
+    near: &Near,
+    seats: &[&Seat],
+    some: fn(&Seat) -> bool,
+) -> Vec<(usize, Cpu)> {
     let online = topology.online();
-    let live = || (0..seats.len()).filter(|seat| seats[*seat].weight > 0);
+    let some = || (0..seats.len()).filter(|seat| some(seats[*seat]));
     let usable = |seat: usize| match seats[seat].cpus.intersection(&online) {
         none if none.is_empty() => online.clone(),
         some => some,
     };
-    let sets: Vec<CpuSet> = live().map(usable).collect();
-    for (seat, home) in live().zip(homes::assign(topology, near, &sets)) {
-        plans[seat].home = Some(home);
-    }
+    let sets: Vec<CpuSet> = some().map(usable).collect();
+    some().zip(homes::assign(topology, near, &sets)).collect()
 }
 
 /// The second choices of a row's entries, each once.

@@ -48,6 +48,7 @@ impl fmt::Display for Why {
                 let fewest = if *fewest { ", fewest entries" } else { "" };
                 write!(f, "{relation} cpu {home}{fewest}")
             }
+            Self::Widened => f.write_str("hot, shared by all"),
         }
     }
 }

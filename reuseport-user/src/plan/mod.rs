@@ -21,9 +21,15 @@
 //! 4. The second choice is the nearest other seat, taken in turn among equals, so that the load of a
 //!    dead worker falls on several. One on the same CPU counts as nearest: a dead or hung worker
 //!    leaves behind just the CPU time that its neighbour then needs, and locality is kept.
+//! 5. Rows that are *hot* are then widened: all seats that take part share them by weight.
 //!
 //! The other policies know no CPUs: seats stand in the table as often as their weights say, evenly
 //! interleaved, and second choices rotate over all others.
+//!
+//! Seats whose [`Role`] is not active take no part. Those that stand by have homes of their own, found
+//! as if they were alone, and come before all others as second choices there: the generation that was
+//! superseded gets its rows back by itself when the new one dies. Those that were drained are in no
+//! entry at all.
 //!
 //! The primitive under all of it is apportionment (`share`): whole entries for given weights. It is
 //! exact where the lanes allow it (they do for the usual weights) and otherwise off by less than one
@@ -31,9 +37,10 @@
 //!
 //! Everything here is pure and deterministic: equal input gives the same plan, to the bit.
 
-use serde::{Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize as _, Deserializer, Serialize, Serializer};
 
-use reuseport_common::abi::{NO_SLOT, Policy, Row};
+use reuseport_common::abi::{NO_SLOT, Policy, Role, Row};
 
 use crate::model::{Cpu, CpuSet};
 use crate::topology::{Distance, Topology};
@@ -66,6 +73,8 @@ pub struct Request {
     pub policy: Policy,
     /// The slots in use, in any order.
     pub seats: Vec<Seat>,
+    /// CPUs whose rows are widened; only [`Policy::Cpu`] has such rows.
+    pub hot: CpuSet,
 }
 
 /// One slot and its worker.
@@ -77,6 +86,8 @@ pub struct Seat {
     pub cpus: CpuSet,
     /// Percent of a normal share, usually [`NORMAL_WEIGHT`]; 0 takes no part.
     pub weight: u32,
+    /// Those that stand by take part where nobody else can.
+    pub role: Role,
 }
 
 /// Which entry points at which slot, and why.
@@ -109,6 +120,9 @@ pub struct SeatPlan {
     pub slot: u32,
     /// Its weight, as asked.
     pub weight: u32,
+    /// Its role, as asked.
+    #[serde(serialize_with = "role_name")]
+    pub role: Role,
     /// The CPU that the plan counts it on, and that `--pin` pins it to. `None` where it takes no
     /// part and for policies that know no CPUs.
     pub home: Option<Cpu>,
@@ -168,6 +182,8 @@ pub enum Why {
         /// Whether others are as near and this one had the fewest entries.
         fewest: bool,
     },
+    /// Everybody takes part: it is hot.
+    Widened,
 }
 
 /// Why there is no plan.
@@ -177,7 +193,9 @@ pub enum PlanError {
     #[error("plan: the group has no listener to steer to")]
     NoSeats,
     /// Nobody would get anything.
-    #[error("plan: every worker has weight 0; give at least one of them a weight above 0")]
+    #[error(
+        "plan: every worker has weight 0 or was drained; give one a weight above 0, or undrain one"
+    )]
     NoWeight,
     /// Two seats are one.
     #[error("plan: slot {0} is given twice")]
@@ -233,8 +251,8 @@ pub enum PlanWarning {
 
 /// Plans a table.
 pub fn plan(topology: &Topology, request: &Request) -> Result<Plan, PlanError> {
-    let mut seats: Vec<&Seat> = request.seats.iter().collect();
-    seats.sort_by_key(|seat| seat.slot);
+    let mut seats = request.seats.clone();
+    seats.sort_unstable_by_key(|seat| seat.slot);
     if let Some(pair) = seats.windows(2).find(|pair| pair[0].slot == pair[1].slot) {
         return Err(PlanError::DuplicateSlot(pair[0].slot));
     }
@@ -244,14 +262,37 @@ pub fn plan(topology: &Topology, request: &Request) -> Result<Plan, PlanError> {
     if seats.iter().any(|seat| seat.slot == NO_SLOT) {
         return Err(PlanError::ReservedSlot);
     }
-    if seats.iter().all(|seat| seat.weight == 0) {
-        return Err(PlanError::NoWeight);
-    }
-    match request.policy {
-        Policy::Cpu => cpu::plan(topology, &seats),
+    let parts = cast(&seats).ok_or(PlanError::NoWeight)?;
+    let parts: Vec<&Seat> = parts.iter().collect();
+    let mut plan = match request.policy {
+        Policy::Cpu => cpu::plan(topology, &parts, &request.hot),
         Policy::Hash | Policy::Random | Policy::RoundRobin => {
-            spread::plan(topology, request.policy, &seats)
+            spread::plan(topology, request.policy, &parts)
         }
+    }?;
+    for (plan, asked) in plan.seats.iter_mut().zip(seats) {
+        (plan.weight, plan.role) = (asked.weight, asked.role);
+    }
+    Ok(plan)
+}
+
+/// The seats with what they do now for weight and role: weight only for those that take part, and
+/// standing by only for those that could. `None` where nobody could take part.
+fn cast(seats: &[Seat]) -> Option<Vec<Seat>> {
+    let can = |role| seats.iter().any(|seat| seat.role == role && seat.weight > 0);
+    let serving = [Role::Active, Role::Standby].into_iter().find(|role| can(*role))?;
+    let part = |seat: &Seat| match seat.role {
+        Role::Drained => Seat { weight: 0, ..seat.clone() },
+        role if role == serving || seat.weight == 0 => Seat { role: Role::Active, ..seat.clone() },
+        _ => Seat { weight: 0, role: Role::Standby, ..seat.clone() },
+    };
+    Some(seats.iter().map(part).collect())
+}
+
+impl Seat {
+    /// Whether it takes no part, and is in the plan only where nobody better is.
+    fn is_idle(&self) -> bool {
+        self.weight == 0 && self.role == Role::Active
     }
 }
 
@@ -272,6 +313,7 @@ impl SeatPlan {
         Self {
             slot: seat.slot,
             weight: seat.weight,
+            role: seat.role,
             home: None,
             pinned,
             floating: !pinned && (usable.is_empty() || online.is_subset(&usable)),
@@ -281,7 +323,7 @@ impl SeatPlan {
     }
 }
 
-/// The policy's name on the command line.
+/// The policy's name on the command line and in JSON.
 pub fn policy_str(policy: Policy) -> &'static str {
     match policy {
         Policy::Cpu => "cpu",
@@ -294,6 +336,26 @@ pub fn policy_str(policy: Policy) -> &'static str {
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn policy_name<S: Serializer>(policy: &Policy, serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(policy_str(*policy))
+}
+
+/// A role's name.
+pub fn role_str(role: Role) -> &'static str {
+    match role {
+        Role::Active => "active",
+        Role::Standby => "standby",
+        Role::Drained => "drained",
+    }
+}
+
+#[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
+pub(crate) fn role_name<S: Serializer>(role: &Role, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.serialize_str(role_str(*role))
+}
+
+pub(crate) fn role_of_name<'de, D: Deserializer<'de>>(from: D) -> Result<Role, D::Error> {
+    let name = String::deserialize(from)?;
+    let role = Role::ALL.into_iter().find(|&role| role_str(role) == name);
+    role.ok_or_else(|| D::Error::custom(format!("`{name}` is no role")))
 }
 
 #[cfg(test)]

@@ -1,6 +1,6 @@
 //! The policies that know no CPUs: seats stand in the table as often as their weights say.
 
-use reuseport_common::abi::{NO_SLOT, Policy, Row};
+use reuseport_common::abi::{NO_SLOT, Policy, Role, Row};
 
 use crate::topology::Topology;
 
@@ -51,15 +51,20 @@ pub(super) fn plan(
 }
 
 /// The second choice in entry number `turn` of the seat at `position` among the live ones: each
-/// other in turn, beginning with the next. A seat without weight is better than nobody.
+/// other in turn, beginning with the next. One that stands by is better than one without weight, and
+/// that one better than nobody.
 fn stand_in(seats: &[&Seat], live: &[usize], position: usize, turn: usize) -> u32 {
     let others = live.len() - 1;
     if others > 0 {
         return seats[live[(position + 1 + turn % others) % live.len()]].slot;
     }
-    let idle: Vec<u32> =
-        seats.iter().filter(|seat| seat.weight == 0).map(|seat| seat.slot).collect();
-    if idle.is_empty() { NO_SLOT } else { idle[turn % idle.len()] }
+    let slots = |which: fn(&Seat) -> bool| -> Vec<u32> {
+        seats.iter().filter(|seat| which(seat)).map(|seat| seat.slot).collect()
+    };
+    [slots(|seat| seat.role == Role::Standby), slots(Seat::is_idle)]
+        .into_iter()
+        .find(|slots| !slots.is_empty())
+        .map_or(NO_SLOT, |slots| slots[turn % slots.len()])
 }
 
 /// How often each stands in one cycle: its weight, reduced, or apportioned where that is too much.

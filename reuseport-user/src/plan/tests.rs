@@ -4,11 +4,13 @@ use super::*;
 use crate::topology::synthetic::machine;
 
 mod properties;
+mod roles;
 
 /// Seats 0.. that may run on these CPUs, of normal weight.
 fn seats<const N: usize>(cpus: [&str; N]) -> Vec<Seat> {
     let parse = |list: &str| list.parse().expect("a CPU list");
-    let seat = |(slot, list)| Seat { slot, cpus: parse(list), weight: NORMAL_WEIGHT };
+    let seat =
+        |(slot, list)| Seat { slot, cpus: parse(list), weight: NORMAL_WEIGHT, role: Role::Active };
     (0..).zip(cpus).map(seat).collect()
 }
 
@@ -21,12 +23,29 @@ fn weighted<const N: usize>(cpus: [(&str, u32); N]) -> Vec<Seat> {
 }
 
 fn plan_cpus(topology: &Topology, seats: Vec<Seat>) -> Plan {
-    plan(topology, &Request { policy: Policy::Cpu, seats }).expect("a plan")
+    plan_hot(topology, seats, &[])
+}
+
+fn plan_hot(topology: &Topology, seats: Vec<Seat>, hot: &[Cpu]) -> Plan {
+    let hot = hot.iter().copied().collect();
+    plan(topology, &Request { policy: Policy::Cpu, seats, hot }).expect("a plan")
+}
+
+fn with_roles<const N: usize>(cpus: [(&str, Role); N]) -> Vec<Seat> {
+    let mut seats = seats(cpus.map(|(list, _)| list));
+    for (seat, (_, role)) in seats.iter_mut().zip(cpus) {
+        seat.role = role;
+    }
+    seats
+}
+
+fn request(policy: Policy, seats: Vec<Seat>) -> Request {
+    Request { policy, seats, hot: CpuSet::default() }
 }
 
 fn plan_hash(seats: Vec<Seat>) -> Plan {
     let topology = machine(1, 1, 2, 1).build();
-    plan(&topology, &Request { policy: Policy::Hash, seats }).expect("a plan")
+    plan(&topology, &request(Policy::Hash, seats)).expect("a plan")
 }
 
 fn explained(plan: &Plan) -> Vec<String> {
@@ -220,7 +239,7 @@ fn thousands_of_workers_on_two_cpus() {
     let topology = machine(1, 1, 2, 1).build();
     for workers in [300, 5000] {
         let seats: Vec<Seat> = (0..workers)
-            .map(|slot| Seat { slot, cpus: CpuSet::default(), weight: NORMAL_WEIGHT })
+            .map(|slot| Seat { slot, cpus: CpuSet::default(), ..seats([""]).remove(0) })
             .collect();
         let plan = plan_cpus(&topology, seats);
         let all = entries(&plan);
@@ -233,7 +252,7 @@ fn thousands_of_workers_on_two_cpus() {
 fn refuses_what_has_no_plan() {
     let topology = machine(1, 1, 2, 1).build();
     let error = |topology: &Topology, policy, seats| {
-        plan(topology, &Request { policy, seats }).expect_err("no plan")
+        plan(topology, &request(policy, seats)).expect_err("no plan")
     };
     for policy in [Policy::Cpu, Policy::Hash, Policy::Random, Policy::RoundRobin] {
         assert_eq!(error(&topology, policy, vec![]), PlanError::NoSeats);
@@ -248,7 +267,7 @@ fn refuses_what_has_no_plan() {
     assert_eq!(error(&dark, Policy::Cpu, seats(["0"])), PlanError::NoCpu);
 
     let large = machine(1, 1, 1024, 1).build();
-    let crowd = (0..1025).map(|slot| Seat { slot, cpus: CpuSet::from([7]), weight: 100 }).collect();
+    let crowd = (0..1025).map(|slot| Seat { slot, ..seats(["7"]).remove(0) }).collect();
     let refused = error(&large, Policy::Cpu, crowd);
     let expected = PlanError::TooCrowded { cpu: 7, workers: 1025, most: 1024, rows: 1024 };
     assert_eq!(refused, expected);

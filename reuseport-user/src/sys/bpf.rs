@@ -35,18 +35,19 @@ fn elem(
     command: libc::c_long,
     map: BorrowedFd<'_>,
     key: u32,
-    value: Option<&mut u64>,
+    value: &mut [u64],
     flags: u64,
 ) -> Result<(), SyscallError> {
     let mut attr = ElemAttr {
         map_fd: map.as_raw_fd() as u32,
         key: (&raw const key) as u64,
-        value: value.map_or(0, |value| std::ptr::from_mut(value) as u64),
+        // Where there is none, the kernel wants none; an empty slice points somewhere all the same.
+        value: if value.is_empty() { 0 } else { value.as_mut_ptr() as u64 },
         flags,
         ..ElemAttr::default()
     };
     // SAFETY: the attribute outlives the call; key and value point to live integers of the sizes
-    // that the callers' map has (`SockArray::new` checks them).
+    // that the callers' map has (`SockArray::open` and `Gauges::open` check them).
     let answer =
         unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<ElemAttr>()) };
     check(call, answer).map(drop)
@@ -54,27 +55,39 @@ fn elem(
 
 /// Value of `key` in an array map with 8-byte values; `None` where the slot is empty.
 pub(crate) fn lookup_u64(map: BorrowedFd<'_>, key: u32) -> Result<Option<u64>, SyscallError> {
-    let mut value = 0;
-    match elem("bpf(BPF_MAP_LOOKUP_ELEM)", BPF_MAP_LOOKUP_ELEM, map, key, Some(&mut value), 0) {
-        Ok(()) => Ok(Some(value)),
+    let mut value = [0];
+    match elem("bpf(BPF_MAP_LOOKUP_ELEM)", BPF_MAP_LOOKUP_ELEM, map, key, &mut value, 0) {
+        Ok(()) => Ok(Some(value[0])),
         Err(error) if error.errno() == libc::ENOENT => Ok(None),
         Err(error) => Err(error),
     }
+}
+
+/// Puts the values of `key` in a per-CPU array with 8-byte values into `values`, by possible CPU.
+pub(crate) fn lookup_percpu_u64(
+    map: BorrowedFd<'_>,
+    key: u32,
+    values: &mut Vec<u64>,
+) -> Result<(), SyscallError> {
+    // As many as the kernel writes, whatever the caller thinks.
+    let cpus = aya::util::nr_cpus().map_err(|(call, source)| SyscallError { call, source })?;
+    values.resize(cpus, 0);
+    elem("bpf(BPF_MAP_LOOKUP_ELEM)", BPF_MAP_LOOKUP_ELEM, map, key, values, 0)
 }
 
 /// Sets `key` of an array map with 8-byte values.
 pub(crate) fn update_u64(
     map: BorrowedFd<'_>,
     key: u32,
-    mut value: u64,
+    value: u64,
     flags: u64,
 ) -> Result<(), SyscallError> {
-    elem("bpf(BPF_MAP_UPDATE_ELEM)", BPF_MAP_UPDATE_ELEM, map, key, Some(&mut value), flags)
+    elem("bpf(BPF_MAP_UPDATE_ELEM)", BPF_MAP_UPDATE_ELEM, map, key, &mut [value], flags)
 }
 
 /// Deletes `key`; false where it was empty already.
 pub(crate) fn delete(map: BorrowedFd<'_>, key: u32) -> Result<bool, SyscallError> {
-    match elem("bpf(BPF_MAP_DELETE_ELEM)", BPF_MAP_DELETE_ELEM, map, key, None, 0) {
+    match elem("bpf(BPF_MAP_DELETE_ELEM)", BPF_MAP_DELETE_ELEM, map, key, &mut [], 0) {
         Ok(()) => Ok(true),
         Err(error) if error.errno() == libc::ENOENT => Ok(false),
         Err(error) => Err(error),

@@ -1,12 +1,18 @@
-//! A kernel-made file, mapped into memory where the kernel lets it be.
+//! Memory that the kernel shares with us: files of its own, and values of maps.
 #![expect(unsafe_code, reason = "mmap(2)")]
 
 use std::fs::File;
 use std::io::{self, Read as _};
+use std::mem::offset_of;
 use std::ops::Deref;
-use std::os::fd::AsRawFd as _;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 use std::ptr::NonNull;
+use std::sync::atomic::AtomicU32;
+
+use reuseport_common::abi::Load;
+
+use super::SyscallError;
 
 /// The bytes of a file that never change while the kernel runs.
 #[derive(Debug)]
@@ -33,7 +39,7 @@ impl Mapped {
     pub(crate) fn open(path: &Path) -> io::Result<Self> {
         let mut file = File::open(path)?;
         let length = file.metadata()?.len() as usize;
-        if let Some(mapping) = Mapping::new(&file, length) {
+        if let Ok(mapping) = Mapping::new(file.as_fd(), length, Sharing::Copy) {
             return Ok(Self::Mapped(mapping));
         }
         let mut bytes = Vec::with_capacity(length);
@@ -55,26 +61,76 @@ impl Deref for Mapped {
     }
 }
 
+/// What a mapping is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Sharing {
+    /// Read only.
+    Copy,
+    /// Writes are seen by the kernel and everybody else.
+    Write,
+}
+
 impl Mapping {
-    fn new(file: &File, length: usize) -> Option<Self> {
-        if length == 0 {
-            return None;
-        }
-        // SAFETY: a new private mapping at an address of the kernel's choice touches nothing else.
+    fn new(file: BorrowedFd<'_>, length: usize, sharing: Sharing) -> io::Result<Self> {
+        let (protection, flags) = match sharing {
+            Sharing::Copy => (libc::PROT_READ, libc::MAP_PRIVATE),
+            Sharing::Write => (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED),
+        };
+        // SAFETY: a new mapping at an address of the kernel's choice touches nothing else. A length
+        // of 0 is refused.
         let start = unsafe {
-            libc::mmap(
-                std::ptr::null_mut(),
-                length,
-                libc::PROT_READ,
-                libc::MAP_PRIVATE,
-                file.as_raw_fd(),
-                0,
-            )
+            libc::mmap(std::ptr::null_mut(), length, protection, flags, file.as_raw_fd(), 0)
         };
         if start == libc::MAP_FAILED {
-            return None;
+            return Err(io::Error::last_os_error());
         }
-        Some(Self { start: NonNull::new(start.cast())?, length })
+        let start = NonNull::new(start.cast()).ok_or_else(|| io::Error::from_raw_os_error(0))?;
+        Ok(Self { start, length })
+    }
+}
+
+/// The values of `LOAD`, mapped: a plain store is a write to the map, without a system call.
+///
+/// # Minimum kernel version
+///
+/// 5.5, for `BPF_F_MMAPABLE`.
+#[derive(Debug)]
+pub(crate) struct SharedLoads {
+    mapping: Mapping,
+    slots: u32,
+}
+
+// SAFETY: the memory is only ever reached through atomics, and lives as long as the value.
+unsafe impl Send for SharedLoads {}
+// SAFETY: as above.
+unsafe impl Sync for SharedLoads {}
+
+impl SharedLoads {
+    /// Maps a `LOAD` of this many slots.
+    pub(crate) fn map(map: BorrowedFd<'_>, slots: u32) -> Result<Self, SyscallError> {
+        let length = slots as usize * size_of::<Load>();
+        let mapping = Mapping::new(map, length, Sharing::Write)
+            .map_err(|source| SyscallError { call: "mmap(LOAD)", source })?;
+        Ok(Self { mapping, slots })
+    }
+
+    /// [`Load::pending`] of a slot; `None` beyond the last.
+    pub(crate) fn pending(&self, slot: u32) -> Option<&AtomicU32> {
+        self.word(slot, offset_of!(Load, pending))
+    }
+
+    /// [`Load::limit`] of a slot; `None` beyond the last.
+    pub(crate) fn limit(&self, slot: u32) -> Option<&AtomicU32> {
+        self.word(slot, offset_of!(Load, limit))
+    }
+
+    fn word(&self, slot: u32, offset: usize) -> Option<&AtomicU32> {
+        (slot < self.slots).then(|| {
+            let at = slot as usize * size_of::<Load>() + offset;
+            // SAFETY: within the mapping, which begins on a page, is readable and writable and lives
+            // as long as `self`; the offset is a multiple of four.
+            unsafe { AtomicU32::from_ptr(self.mapping.start.as_ptr().add(at).cast()) }
+        })
     }
 }
 

@@ -8,14 +8,19 @@ use std::io;
 pub mod bpf;
 pub mod bpffs;
 pub mod caps;
+pub(crate) mod clock;
 pub(crate) mod epoll;
+pub(crate) mod fcntl;
+pub(crate) mod inherited;
 pub(crate) mod mapped;
+pub(crate) mod membarrier;
 pub mod netlink;
 pub mod netns;
 pub mod pidfd;
 pub mod procfd;
 pub mod sched;
 pub mod sockopt;
+pub mod spawn;
 
 /// A system call that failed.
 #[derive(Debug, thiserror::Error)]

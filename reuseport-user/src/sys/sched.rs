@@ -33,10 +33,14 @@ pub fn affinity(tid: Pid) -> Result<CpuSet, SyscallError> {
 /// Pins thread `tid` to `cpus`; 0 is the calling thread. Others' threads need `CAP_SYS_NICE` or the
 /// same user.
 pub fn set_affinity(tid: Pid, cpus: &CpuSet) -> Result<(), SyscallError> {
-    let mask = mask(cpus);
+    set_mask(tid, &mask(cpus))
+}
+
+/// [`set_affinity`] with a mask made before: allocates nothing, as after a fork.
+pub(crate) fn set_mask(tid: Pid, mask: &[u64]) -> Result<(), SyscallError> {
     // SAFETY: `mask` is readable for its whole length, which is what the call is told.
     let result = unsafe {
-        libc::syscall(libc::SYS_sched_setaffinity, tid, size_of_val(mask.as_slice()), mask.as_ptr())
+        libc::syscall(libc::SYS_sched_setaffinity, tid, size_of_val(mask), mask.as_ptr())
     };
     check("sched_setaffinity", result).map(drop)
 }
@@ -50,7 +54,7 @@ fn members(mask: &[u64]) -> CpuSet {
 }
 
 /// A mask just long enough.
-fn mask(cpus: &CpuSet) -> Vec<u64> {
+pub(crate) fn mask(cpus: &CpuSet) -> Vec<u64> {
     let mut mask = vec![0u64; cpus.iter().last().map_or(1, |last: Cpu| last as usize / 64 + 1)];
     for cpu in cpus.iter() {
         mask[cpu as usize / 64] |= 1 << (cpu % 64);

@@ -1,10 +1,11 @@
-//! Socket options, read from a borrowed descriptor.
+//! Socket options, read from and set on a borrowed descriptor.
 //!
 //! Reading [`cookie`] makes the kernel give the socket one: it changes the socket, harmlessly but
 //! for good. Ask it last, of sockets that passed every other test.
 #![expect(unsafe_code, reason = "getsockopt and getsockname have no safe wrapper in std")]
 
 use std::ffi::c_int;
+use std::io;
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, SocketAddrV4, SocketAddrV6};
 use std::os::fd::{AsRawFd as _, BorrowedFd};
 
@@ -32,6 +33,27 @@ fn get<T: bytemuck::Pod>(
     };
     check(call, i64::from(result))?;
     Ok(value)
+}
+
+/// Sets one option of the socket level, of a plain type.
+fn set<T>(
+    fd: BorrowedFd<'_>,
+    option: c_int,
+    value: &T,
+    call: &'static str,
+) -> Result<(), SyscallError> {
+    // SAFETY: the kernel reads the size of `value` given beside it, and what an option's value points
+    // to outlives the call like the value itself; the descriptor is open for as long as its borrow.
+    let result = unsafe {
+        libc::setsockopt(
+            fd.as_raw_fd(),
+            libc::SOL_SOCKET,
+            option,
+            std::ptr::from_ref(value).cast(),
+            size_of::<T>() as libc::socklen_t,
+        )
+    };
+    check(call, i64::from(result)).map(drop)
 }
 
 /// `SO_COOKIE`: unique until reboot. Makes one if the socket has none yet.
@@ -122,9 +144,13 @@ fn decode_address(name: &[u8; 28]) -> Option<SocketAddr> {
 /// # Minimum kernel version
 /// 3.19.
 pub fn incoming_cpu(socket: BorrowedFd<'_>) -> Result<Cpu, SyscallError> {
-    let call = "getsockopt(SO_INCOMING_CPU)";
-    let cpu: c_int = get(socket, libc::SOL_SOCKET, libc::SO_INCOMING_CPU, call)?;
-    Ok(cpu as Cpu)
+    incoming_cpu_value(socket).map(|value| value as Cpu)
+}
+
+/// `SO_INCOMING_CPU` as the kernel keeps it: of a listener, the CPU that it is preferred for, or -1.
+/// Any negative number prefers nothing.
+pub(crate) fn incoming_cpu_value(socket: BorrowedFd<'_>) -> Result<c_int, SyscallError> {
+    get(socket, libc::SOL_SOCKET, libc::SO_INCOMING_CPU, "getsockopt(SO_INCOMING_CPU)")
 }
 
 /// Asks the kernel to prefer this listener for connections that `cpu` receives, or with `None` to
@@ -133,20 +159,15 @@ pub fn incoming_cpu(socket: BorrowedFd<'_>) -> Result<Cpu, SyscallError> {
 /// # Minimum kernel version
 /// 6.2 for a reuseport group (earlier ones take the option and do not honour it for TCP).
 pub fn set_incoming_cpu(socket: BorrowedFd<'_>, cpu: Option<Cpu>) -> Result<(), SyscallError> {
-    let value: c_int = cpu.map_or(-1, |cpu| cpu as c_int);
-    // SAFETY: `socket` is open while borrowed; the kernel reads the size of `value` given beside
-    // it, and `value` outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_INCOMING_CPU,
-            (&raw const value).cast(),
-            size_of::<c_int>() as libc::socklen_t,
-        )
-    };
-    check("setsockopt(SO_INCOMING_CPU)", i64::from(result))?;
-    Ok(())
+    set_incoming_cpu_value(socket, cpu.map_or(-1, |cpu| cpu as c_int))
+}
+
+/// Sets `SO_INCOMING_CPU` to any number; the kernel checks none.
+pub(crate) fn set_incoming_cpu_value(
+    socket: BorrowedFd<'_>,
+    value: c_int,
+) -> Result<(), SyscallError> {
+    set(socket, libc::SO_INCOMING_CPU, &value, "setsockopt(SO_INCOMING_CPU)")
 }
 
 /// Attaches a program to the group of the socket.
@@ -158,19 +179,38 @@ pub(crate) fn attach_reuseport(
     program: BorrowedFd<'_>,
 ) -> Result<(), SyscallError> {
     let value: c_int = program.as_raw_fd();
-    // SAFETY: both descriptors are open while borrowed; the kernel reads the size of `value` given
-    // beside it, and `value` outlives the call.
-    let result = unsafe {
-        libc::setsockopt(
-            socket.as_raw_fd(),
-            libc::SOL_SOCKET,
-            libc::SO_ATTACH_REUSEPORT_EBPF,
-            (&raw const value).cast(),
-            size_of::<c_int>() as libc::socklen_t,
-        )
-    };
-    check("setsockopt(SO_ATTACH_REUSEPORT_EBPF)", i64::from(result))?;
-    Ok(())
+    set(socket, libc::SO_ATTACH_REUSEPORT_EBPF, &value, "setsockopt(SO_ATTACH_REUSEPORT_EBPF)")
+}
+
+/// Attaches a classic BPF program, which returns the place of a listener in the group, to the group
+/// of the socket, in place of whatever is attached. Takes no privilege.
+///
+/// # Minimum kernel version
+/// 4.5; 5.10 as tested.
+pub(crate) fn attach_reuseport_classic(
+    socket: BorrowedFd<'_>,
+    program: &[libc::sock_filter],
+) -> Result<(), SyscallError> {
+    let call = "setsockopt(SO_ATTACH_REUSEPORT_CBPF)";
+    let too_long = |_| SyscallError { call, source: io::Error::from_raw_os_error(libc::EINVAL) };
+    let len = program.len().try_into().map_err(too_long)?;
+    // The kernel only reads the program, and copies it before it returns.
+    let value = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    set(socket, libc::SO_ATTACH_REUSEPORT_CBPF, &value, call)
+}
+
+/// Detaches whatever program is attached to the group of `socket`; false where none was.
+///
+/// # Minimum kernel version
+/// 5.3.
+pub(crate) fn detach_reuseport(socket: BorrowedFd<'_>) -> Result<bool, SyscallError> {
+    let call = "setsockopt(SO_DETACH_REUSEPORT_BPF)";
+    // The kernel wants a number, whichever it is.
+    match set(socket, libc::SO_DETACH_REUSEPORT_BPF, &0i32, call) {
+        Ok(()) => Ok(true),
+        Err(error) if error.errno() == libc::ENOENT => Ok(false),
+        Err(error) => Err(error),
+    }
 }
 
 #[cfg(test)]

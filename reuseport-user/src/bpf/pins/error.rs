@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 
 use super::{LOCK_PATIENCE, child};
 use crate::bpf::BpfError;
+use crate::model::{GroupKey, Pid};
 
 /// Why pins cannot be made or read.
 #[derive(Debug, thiserror::Error)]
@@ -49,6 +50,17 @@ pub enum PinsError {
         /// The base directory.
         path: PathBuf,
     },
+    /// Another agent keeps the group.
+    #[error(
+        "{group}: {} keeps it already; stop that one, or leave the group to it",
+        pid.map_or("another agent".to_owned(), |pid| format!("the agent with process id {pid}"))
+    )]
+    Owned {
+        /// The group.
+        group: GroupKey,
+        /// Its process, where it can be seen.
+        pid: Option<Pid>,
+    },
     /// The file system refused.
     #[error("{action} {path}: {source}{hint}")]
     Io {
@@ -65,6 +77,20 @@ pub enum PinsError {
     /// The kernel refused.
     #[error(transparent)]
     Bpf(#[from] BpfError),
+}
+
+impl PinsError {
+    /// Whether this process can have no pins here: no bpffs, or none that it may use.
+    pub fn is_out_of_reach(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, ReadOnlyFilesystem};
+        match self {
+            Self::NotBpffs { .. } => true,
+            Self::Io { source, .. } => {
+                matches!(source.kind(), PermissionDenied | ReadOnlyFilesystem)
+            }
+            _ => false,
+        }
+    }
 }
 
 pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {

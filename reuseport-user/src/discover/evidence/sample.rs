@@ -91,6 +91,14 @@ impl Process {
         })
     }
 
+    /// Whether it is known to wait for other listeners of interest and not for this one. Epoll sets tell
+    /// of busy processes too; being blocked tells of one thread.
+    pub(crate) fn attends_elsewhere(&self, inode: u64) -> bool {
+        let blocked = |thread: &Thread| !thread.on.is_empty() && !thread.on.contains_key(&inode);
+        (!self.sets.is_empty() && !self.polls(inode))
+            || (self.threads.len() == 1 && self.threads.iter().all(blocked))
+    }
+
     /// Whether all it does is wait for children or signals.
     pub(crate) fn is_supervisor(&self) -> bool {
         self.threads.iter().all(|thread| thread.supervising)

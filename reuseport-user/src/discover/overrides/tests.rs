@@ -108,14 +108,14 @@ fn an_order_names_cpus_one_by_one() {
     };
     let order = |cpus: &[Cpu]| Overrides { workers: vec![], order: Some(cpus.to_vec()) };
     assert_eq!(
-        applied(&order(&[6, 7]), groups()),
+        applied(&order(&[6, 7, 8]), groups()),
         Ok(vec![told(10, None, 6), told(11, None, 7), unknown()])
     );
-    assert_eq!(
-        applied(&order(&[0, 1, 2, 3]), groups()),
-        Err(OverrideError::OrderTooLong { cpus: 4, listeners: 3 })
-    );
+    for wrong in [&[0, 1, 2, 3][..], &[0, 1]] {
+        let refused = OverrideError::OrderLength { cpus: wrong.len(), listeners: 3 };
+        assert_eq!(applied(&order(wrong), groups()), Err(refused));
+    }
     let mut both = workers(&[(11, None, 9)]);
-    both.order = Some(vec![6, 7]);
+    both.order = Some(vec![6, 7, 8]);
     assert_eq!(applied(&both, groups()), Ok(vec![told(10, None, 6), told(11, None, 9), unknown()]));
 }

@@ -74,6 +74,20 @@ fn nginx() {
     assert_eq!(result, Ok(vec![one(11, None, Evidence::EpollSet, "0")]));
 }
 
+/// Its worker was killed: the listener lives on in the master and the other worker.
+#[test]
+fn nginx_with_a_dead_worker() {
+    let mut master = process(10, 1, vec![thread(10, 0, &[], &[])], &[]);
+    master.threads[0].supervising = true;
+    let other = process(12, 10, vec![thread(12, 1, &[9], &[])], &[(9, &[L2])]);
+    assert!(who(vec![master.clone(), other]).unwrap_err().contains("none was seen"));
+    let blocked = process(13, 10, vec![thread(13, 1, &[], &[L2])], &[]);
+    assert!(who(vec![master.clone(), blocked]).unwrap_err().contains("none was seen"));
+    // A busy one that was not seen at any listener may be its worker.
+    let busy = process(14, 10, vec![thread(14, 1, &[], &[])], &[]);
+    assert_eq!(who(vec![master, busy]), Ok(vec![one(14, None, Evidence::Family, "1")]));
+}
+
 #[test]
 fn a_parent_that_shares_its_epoll_set_is_no_worker() {
     let mut parent = process(10, 1, vec![thread(10, 0, &[], &[])], &[(8, &[L1])]);

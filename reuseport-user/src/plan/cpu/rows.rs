@@ -45,6 +45,29 @@ pub(super) fn fill(
     filler.rows
 }
 
+/// Deals the rows of `hot` CPUs to all seats that take part, by weight. Whoever gets a little more
+/// of one row gets a little less of the next.
+pub(super) fn widen(rows: &mut [Filled], hot: &CpuSet, seats: &[&Seat], lanes: u32) {
+    let mut dealer = Dealer::default();
+    let mut dealt = vec![0; seats.len()];
+    for (index, seat) in seats.iter().enumerate().filter(|(_, seat)| seat.weight > 0) {
+        dealer.add(index, 0, seat.weight.into());
+    }
+    for (cpu, row) in (0..).zip(rows) {
+        if !hot.contains(cpu) || row.why.is_none() {
+            continue;
+        }
+        let mut shares: BTreeMap<usize, u32> = BTreeMap::new();
+        for _ in 0..lanes {
+            let Some(seat) = dealer.next() else { break };
+            *shares.entry(seat).or_default() += 1;
+            dealt[seat] += 1;
+            dealer.add(seat, dealt[seat], seats[seat].weight.into());
+        }
+        *row = Filled { shares: shares.into_iter().collect(), why: Some(Why::Widened) };
+    }
+}
+
 /// For every CPU the stations with a seat that may run there.
 ///
 /// A seat that may run on all online CPUs prefers none; and one is not kept from an offline CPU: its

@@ -107,9 +107,14 @@ impl Station {
     }
 }
 
-/// Entries per row: what makes all shares exact if that is not too many, and enough to spread a
-/// dead worker's load.
-pub(super) fn choose_lanes(near: &Near, rows: u32, stations: &[Station]) -> Result<u32, PlanError> {
+/// Entries per row: what makes all shares exact if that is not too many, those of `widened` rows too
+/// where there are any, and enough to spread a dead worker's load.
+pub(super) fn choose_lanes(
+    near: &Near,
+    rows: u32,
+    stations: &[Station],
+    widened: bool,
+) -> Result<u32, PlanError> {
     let budget = u64::from(MAX_ENTRIES / rows);
     let Some(fullest) = stations.iter().max_by_key(|station| station.seats.len()) else {
         return Err(PlanError::NoWeight);
@@ -123,6 +128,10 @@ pub(super) fn choose_lanes(near: &Near, rows: u32, stations: &[Station]) -> Resu
     let exact = stations
         .iter()
         .map(|station| share::exact(&station.claims, station.whole))
+        .chain(widened.then(|| {
+            let all: Vec<u64> = stations.iter().flat_map(|it| it.claims.iter().copied()).collect();
+            share::exact(&all, all.iter().sum())
+        }))
         .fold(1, share::lcm);
     if exact > fine {
         return Ok(fine as u32);
