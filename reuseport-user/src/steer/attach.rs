@@ -2,9 +2,14 @@
 //! place.
 
 mod job;
+mod ladder;
+mod lower;
+pub(crate) mod own;
 mod renew;
 
-use reuseport_common::abi::{self, Config, Policy};
+use std::collections::HashMap;
+
+use reuseport_common::abi::{self, Config, Policy, Role};
 use serde::Serialize;
 
 use crate::bpf::BpfError;
@@ -14,13 +19,19 @@ use crate::discover::overrides::Overrides;
 use crate::discover::{Target, discover};
 use crate::model::{Group, GroupKey};
 use crate::plan::Plan;
+use crate::rungs::{Applied, Choice, Rung};
 use crate::topology::Topology;
+
+pub use self::ladder::Ladder;
+pub(crate) use self::ladder::attach_below;
 
 use self::job::Job;
 use super::detach::{clear_dead, take_off};
 use super::fit::{check_weights, check_workers, explain_alone};
 use super::ownership::Census;
 use super::pin_workers::PinnedWorker;
+use super::rung;
+use super::store::Store;
 use super::{Notice, Settings, SteerError, Weight};
 
 /// What to attach to, and how.
@@ -35,10 +46,14 @@ pub struct AttachOptions {
     pub policy: Policy,
     /// Shares that are not the normal one.
     pub weights: Vec<Weight>,
+    /// Parts that listeners are to take from now on, by cookie; the others keep theirs.
+    pub roles: HashMap<u64, Role>,
     /// Pin workers that are not.
     pub pin: bool,
     /// Replace a foreign program.
     pub takeover: bool,
+    /// By which mechanism.
+    pub rung: Ladder,
     /// Stop at the plan.
     pub dry_run: bool,
     /// aya-log records from the program's rare paths.
@@ -55,8 +70,10 @@ impl AttachOptions {
             overrides: Overrides::default(),
             policy: Policy::Cpu,
             weights: Vec::new(),
+            roles: HashMap::new(),
             pin: false,
             takeover: false,
+            rung: Ladder::Only(Rung::Ebpf),
             dry_run: false,
             log: false,
             settings: Settings::default(),
@@ -68,13 +85,18 @@ impl AttachOptions {
 #[derive(Clone, Debug, Serialize)]
 pub struct AttachReport {
     /// The group.
+    #[serde(flatten)]
     pub group: Group,
     /// Slot of each listener, in the group's order.
     pub slots: Vec<u32>,
     /// Which row points where, and why.
     pub plan: Plan,
-    /// What is in force now; `None` on a dry run.
+    /// The rung it is on, and why no better one.
+    pub rung: Choice,
+    /// The program in force now; `None` on a dry run, and on a rung below eBPF.
     pub attached: Option<InForce>,
+    /// What was set on the listeners; `None` on a dry run, and on eBPF.
+    pub applied: Option<Applied>,
     /// Workers that `--pin` pinned.
     pub pinned: Vec<PinnedWorker>,
     /// What the user should know.
@@ -112,6 +134,22 @@ impl InForce {
 ///
 /// 5.6 for taking listeners, 5.10 as tested; migration from 5.14.
 pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> {
+    match options.rung {
+        Ladder::Auto => {
+            let permitted = if options.dry_run { ladder::permitted(options) } else { Ok(()) };
+            permitted
+                .and_then(|()| ebpf(options))
+                .or_else(|refused| ladder::below(options, refused))
+        }
+        Ladder::Only(Rung::Ebpf) => {
+            ebpf(options).map_err(|refused| ladder::name_another(options, refused))
+        }
+        Ladder::Only(rung) => ladder::only(options, rung),
+    }
+}
+
+/// Attaches the program.
+fn ebpf(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> {
     let pins = Pins::at(&options.settings.bpffs)?;
     if options.dry_run {
         let found = find(options)?;
@@ -137,6 +175,17 @@ pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> 
     let found = find(options)?;
     let reports = carry_out(options, &found, &pins.lock()?)?;
     Ok(found.with_notices(reports))
+}
+
+/// Attaches to a group that the caller found, and found fit: as [`attach`] in all else.
+pub(crate) fn attach_found(
+    options: &AttachOptions,
+    topology: &Topology,
+    group: Group,
+) -> Result<(), SteerError> {
+    let pins = Pins::at(&options.settings.bpffs)?.lock()?;
+    let (topology, groups, alone) = (topology.clone(), vec![group], Vec::new());
+    carry_out(options, &Targets { topology, groups, alone }, &pins).map(drop)
 }
 
 /// What there is to attach to.
@@ -189,11 +238,12 @@ fn carry_out(
     let Targets { topology, groups, .. } = found;
     let Some(first) = groups.first() else { return Ok(Vec::new()) };
     clear_dead(pins, &options.target, groups)?;
+    let mut store = Store::Pins(pins);
     let mut spare = Job::new(options, topology, first.clone()).load()?;
     let census = Census::take(&mut spare, groups, &options.target)?;
     let prepare = |group: &Group| {
         let attached = census.attached(group);
-        Job::new(options, topology, group.clone()).prepare(pins, attached)
+        Job::new(options, topology, group.clone()).prepare(&store, attached)
     };
     let prepared: Vec<_> = groups.iter().map(prepare).collect::<Result<_, _>>()?;
     // Loaded for the first group, so it fits that one.
@@ -204,8 +254,19 @@ fn carry_out(
         for report in &reports {
             prepared.job.follow(&report.pinned);
         }
-        match prepared.carry_out(pins, spare.take()) {
-            Ok(report) => reports.push(report),
+        match prepared.carry_out(&mut store, spare.take()) {
+            Ok(mut report) => {
+                // What a lower rung left is of no use beside the program.
+                if report.attached.is_some_and(|it| !it.in_place)
+                    && let Err(error) = rung::forget(&report.group)
+                {
+                    report.notices.push(Notice::new(
+                        format!("SO_INCOMING_CPU may still be set on its listeners: {error}"),
+                        "it does no harm beside the program; `detach` takes it off too",
+                    ));
+                }
+                reports.push(report);
+            }
             Err(error) => {
                 let new = |it: &&AttachReport| census.attached(&it.group) == Attached::Nothing;
                 for report in reports.iter().filter(new) {

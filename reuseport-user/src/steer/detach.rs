@@ -4,11 +4,11 @@ use serde::Serialize;
 
 use crate::bpf::owner::Attached;
 use crate::bpf::pins::{self, LockedPins, Pins, PinsError, names_port};
-use crate::discover::acquire::with_listener;
 use crate::discover::{DiscoverError, Target, discover};
 use crate::model::{Group, GroupKey};
 
 use super::ownership::{self, Census};
+use super::rung::{self, Traces, through_any};
 use super::{Notice, Settings, SteerError, discover_everywhere, is_gone, sees_everything};
 
 /// What became of a group.
@@ -36,12 +36,64 @@ pub struct DetachReport {
     pub notices: Vec<Notice>,
 }
 
-/// Detaches every group of the target, and clears pins of groups on its port that are gone.
+/// Detaches every group of the target, whichever rung it is on, and clears pins of groups on its port
+/// that are gone.
 ///
 /// # Minimum kernel version
 ///
 /// 5.6.
 pub fn detach(target: &Target, settings: &Settings) -> Result<Vec<DetachReport>, SteerError> {
+    detach_all(target, settings).or_else(|refused| {
+        if refused.forbids_ebpf().is_some() {
+            without_ebpf(target, settings, refused)
+        } else {
+            Err(refused)
+        }
+    })
+}
+
+/// Where eBPF is not to be had, whoever is on a lower rung can leave it all the same. If nobody is, it
+/// stays unknown whether there is anything to detach: that is `refused`.
+fn without_ebpf(
+    target: &Target,
+    settings: &Settings,
+    refused: SteerError,
+) -> Result<Vec<DetachReport>, SteerError> {
+    let groups = discover(target)?;
+    let traces = groups.iter().map(Traces::read).collect::<Result<Vec<_>, _>>()?;
+    let pins = Pins::at(&settings.bpffs).ok();
+    let pinned = |group: &Group| {
+        pins.as_ref().is_some_and(|pins| !matches!(pins.open(&group.key), Ok(None)))
+    };
+    if !traces.iter().any(Traces::are_ours) || groups.iter().any(pinned) {
+        return Err(refused);
+    }
+    let mut reports = Vec::new();
+    for (group, traces) in groups.iter().zip(&traces) {
+        rung::take_off(group, traces)?;
+        let outcome = if traces.are_ours() { Detached::Detached } else { Detached::Already };
+        let mut notices = vec![Notice::new(
+            format!("it cannot be seen whether a program is attached ({refused})"),
+            "no pins say that one of ours is",
+        )];
+        notices.extend(left_alone(traces));
+        reports.push(DetachReport { group: Some(group.key), outcome, notices });
+    }
+    Ok(reports)
+}
+
+/// That a server's own choice stays.
+fn left_alone(traces: &Traces) -> Option<Notice> {
+    let servers = traces.count(false);
+    (servers > 0).then(|| {
+        Notice::new(
+            format!("SO_INCOMING_CPU is set on {servers} listeners by the server itself"),
+            "it stays as it is; change it in the server",
+        )
+    })
+}
+
+fn detach_all(target: &Target, settings: &Settings) -> Result<Vec<DetachReport>, SteerError> {
     let pins = Pins::at(&settings.bpffs)?.lock()?;
     let groups = match discover(target) {
         Ok(groups) => groups,
@@ -66,7 +118,7 @@ pub fn detach(target: &Target, settings: &Settings) -> Result<Vec<DetachReport>,
     Ok(reports)
 }
 
-fn detach_group(
+pub(super) fn detach_group(
     pins: &LockedPins,
     group: &Group,
     census: &Census,
@@ -74,9 +126,19 @@ fn detach_group(
     let attached = census.attached(group);
     ownership::recover(pins, group, &attached)?;
     let ours = ownership::examine(pins, group, &attached)?;
-    let mut notices = Vec::new();
+    let traces = Traces::read(group)?;
+    let mut notices = Vec::from_iter(left_alone(&traces));
     let outcome = if ours.in_force {
         take_off(group)?;
+        rung::forget(group)?;
+        Detached::Detached
+    } else if let Attached::Program { .. } = attached {
+        // A classic program of ours that the listeners remember was replaced by it.
+        rung::forget(group)?;
+        notices.push(foreign(&attached));
+        Detached::Foreign
+    } else if traces.are_ours() {
+        rung::take_off(group, &traces)?;
         Detached::Detached
     } else {
         match &attached {
@@ -89,31 +151,26 @@ fn detach_group(
                 Detached::Already
             }
             Attached::Program { .. } | Attached::Classic => {
-                notices.push(Notice::new(
-                    format!("attached is {}", SteerError::owner(&attached)),
-                    "detach it with the program that attached it",
-                ));
+                notices.push(foreign(&attached));
                 Detached::Foreign
             }
         }
     };
     pins.remove(&pins.place(&group.key))?;
+    pins.clear_agent(&group.key)?;
     Ok(DetachReport { group: Some(group.key), outcome, notices })
+}
+
+fn foreign(attached: &Attached) -> Notice {
+    Notice::new(
+        format!("attached is {}", SteerError::owner(attached)),
+        "detach it with the program that attached it",
+    )
 }
 
 /// Detaches through any listener that is still there.
 pub(super) fn take_off(group: &Group) -> Result<(), SteerError> {
-    for listener in &group.listeners {
-        match with_listener(listener, &group.key, pins::detach) {
-            Ok(result) => {
-                result.map_err(SteerError::of(&group.key))?;
-                return Ok(());
-            }
-            Err(error) if error.is_gone() => {}
-            Err(error) => return Err(error.into()),
-        }
-    }
-    Err(SteerError::Vanished { group: group.key })
+    through_any(group, pins::detach)?.map(drop).map_err(SteerError::of(&group.key))
 }
 
 /// Removes pins on the target's port whose group is gone: no live group in any namespace has their
@@ -153,6 +210,7 @@ pub(super) fn clear_dead(
         if sockets.iter().all(Option::is_none) && is_gone(&key, Some(target)) {
             drop(pinned);
             pins.remove(&directory)?;
+            pins.clear_agent(&key)?;
             let outcome = Detached::Cleared;
             reports.push(DetachReport { group: Some(key), outcome, notices: Vec::new() });
         }

@@ -8,6 +8,7 @@ use crate::discover::acquire::AcquireError;
 use crate::discover::overrides::OverrideError;
 use crate::model::{GroupKey, Pid};
 use crate::plan::PlanError;
+use crate::rungs::{Rung, RungError, Why};
 use crate::topology::TopologyError;
 
 /// A use case that failed. What it had begun was undone, as far as the kernel lets it be.
@@ -124,12 +125,88 @@ pub enum SteerError {
         /// The group.
         group: GroupKey,
     },
+    /// There is nothing in force that could be changed.
+    #[error(
+        "{group}: it is not steered by this version's program; run `attach` first (on a rung below \
+         eBPF, `attach --weight PID=0` takes a worker's CPU away)"
+    )]
+    NotSteered {
+        /// The group.
+        group: GroupKey,
+    },
+    /// No such worker or slot.
+    #[error("{who}; `status` shows who serves which slot")]
+    NobodyThere {
+        /// Who was named, and how that fits nothing.
+        who: String,
+    },
+    /// Slots are counted in each group by itself.
+    #[error("slot {slot} is taken in several groups ({groups}): name one with --addr")]
+    AmbiguousSlot {
+        /// The slot.
+        slot: u32,
+        /// The groups.
+        groups: String,
+    },
+    /// The last one.
+    #[error(
+        "{group}: nobody would be left to take connections; start another worker, undrain one or \
+         give one weight first"
+    )]
+    NobodyLeft {
+        /// The group.
+        group: GroupKey,
+    },
+    /// A drained worker did not accept in time what it had got.
+    #[error(
+        "{group}: slot {slot} gets nothing new, but after {seconds} s its queue holds {queued} and \
+         {handshakes} handshakes from before are open; its worker may hang. Run `drain` again to \
+         wait on, or `undrain`"
+    )]
+    NotEmpty {
+        /// The group.
+        group: GroupKey,
+        /// The slot.
+        slot: u32,
+        /// Connections that wait to be accepted.
+        queued: u32,
+        /// Handshakes that may be its own.
+        handshakes: usize,
+        /// How long it was given.
+        seconds: u64,
+    },
+    /// More workers than its maps hold.
+    #[error("{group}: it outgrew its maps; run `attach` again, which gives it others")]
+    NoRoom {
+        /// The group.
+        group: GroupKey,
+    },
     /// Every worker exited while we were at it.
     #[error("{group}: its listeners went away meanwhile; run the command again")]
     Vanished {
         /// The group.
         group: GroupKey,
     },
+    /// The rung that was asked for is not to be had.
+    #[error("--rung {rung}: {why}")]
+    Rung {
+        /// Which.
+        rung: Rung,
+        /// Why not.
+        why: Why,
+    },
+    /// eBPF is not to be had, and another rung is.
+    #[error("{source}; or do without eBPF: `--rung auto` would take {rung} here")]
+    EbpfRefused {
+        /// The refusal.
+        #[source]
+        source: Box<Self>,
+        /// The best of the others.
+        rung: Rung,
+    },
+    /// Listeners could not be put on a rung, or taken off it.
+    #[error(transparent)]
+    Rungs(#[from] RungError),
     /// `--weight` names nobody.
     #[error("--weight {pid}{}: that worker serves none of the listeners found", thread(*tid))]
     UnusedWeight {
@@ -142,13 +219,32 @@ pub enum SteerError {
 
 impl SteerError {
     /// Adds the group to an error of the kernel's.
-    pub(super) fn of(group: &GroupKey) -> impl Fn(BpfError) -> Self {
+    pub(crate) fn of(group: &GroupKey) -> impl Fn(BpfError) -> Self + use<> {
         let group = *group;
         move |source| Self::Bpf { group, source }
     }
 
+    /// Why eBPF is not to be had by this process, on this kernel, if that is what it says.
+    pub(crate) fn forbids_ebpf(&self) -> Option<Why> {
+        let of_bpf = |error: &BpfError| match error {
+            BpfError::NotPermitted { .. }
+            | BpfError::Memlock { .. }
+            | BpfError::NoBpf { .. }
+            | BpfError::Verifier { .. } => Some(Why::from(error)),
+            _ => None,
+        };
+        match self {
+            Self::Bpf { source, .. } | Self::Pins(PinsError::Bpf(source)) => of_bpf(source),
+            Self::Rung { rung: Rung::Ebpf, why } => Some(why.clone()),
+            Self::Pins(error) if error.is_out_of_reach() => {
+                Some(Why::NotPermitted(error.to_string()))
+            }
+            _ => None,
+        }
+    }
+
     /// Somebody else's program.
-    pub(super) fn foreign(group: &GroupKey, attached: &Attached) -> Self {
+    pub(crate) fn foreign(group: &GroupKey, attached: &Attached) -> Self {
         Self::Foreign { group: *group, owner: Self::owner(attached) }
     }
 

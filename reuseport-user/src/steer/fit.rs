@@ -1,15 +1,17 @@
 //! Whether a group can be steered as it is, asked before anything is touched.
 
+use std::collections::HashMap;
+
 use reuseport_common::abi::Policy;
 
 use crate::discover::acquire::{AcquireError, with_listener};
-use crate::model::{Group, Listener, Served};
+use crate::model::{Group, Listener, Pid, Served};
 use crate::plan::PlanError;
 
 use super::{SteerError, Weight};
 
 /// Why a group of one cannot be steered: no SO_REUSEPORT, or nothing to choose between.
-pub(super) fn explain_alone(groups: &[Group]) -> SteerError {
+pub(crate) fn explain_alone(groups: &[Group]) -> SteerError {
     for group in groups {
         for listener in &group.listeners {
             // Whether it could be taken otherwise does not matter: it is alone.
@@ -28,7 +30,7 @@ pub(super) fn explain_alone(groups: &[Group]) -> SteerError {
 }
 
 /// Steering by CPU takes knowing every worker's CPU.
-pub(super) fn check_workers(group: &Group, policy: Policy) -> Result<(), SteerError> {
+pub(crate) fn check_workers(group: &Group, policy: Policy) -> Result<(), SteerError> {
     if policy != Policy::Cpu {
         return Ok(());
     }
@@ -50,23 +52,30 @@ pub(super) fn check_workers(group: &Group, policy: Policy) -> Result<(), SteerEr
 }
 
 pub(super) fn check_weights(groups: &[Group], weights: &[Weight]) -> Result<(), SteerError> {
-    let serves = |listener: &Listener, weight: &Weight| weighs(listener, *weight);
     for weight in weights {
-        if !groups.iter().flat_map(|group| &group.listeners).any(|it| serves(it, weight)) {
+        let mut all = groups.iter().flat_map(|group| &group.listeners);
+        if !all.any(|it| serves(it, weight.pid, weight.tid)) {
             return Err(SteerError::UnusedWeight { pid: weight.pid, tid: weight.tid });
         }
     }
     Ok(())
 }
 
-/// Whether a weight speaks of this listener's worker.
-pub(super) fn weighs(listener: &Listener, weight: Weight) -> bool {
+/// The weights by cookie of the group's listeners; of several for one worker the last holds.
+pub(super) fn weights_of(group: &Group, weights: &[Weight]) -> HashMap<u64, u32> {
+    let of = |listener: &Listener| {
+        let own = weights.iter().rev().find(|it| serves(listener, it.pid, it.tid))?;
+        Some((listener.cookie, own.percent))
+    };
+    group.listeners.iter().filter_map(of).collect()
+}
+
+/// Whether the process, or that thread of it, serves the listener.
+pub(super) fn serves(listener: &Listener, pid: Pid, tid: Option<Pid>) -> bool {
     match &listener.served {
-        Served::By(workers) => workers.iter().any(|worker| {
-            worker.pid == weight.pid && (weight.tid.is_none() || weight.tid == worker.tid)
-        }),
-        Served::Unknown(_) => {
-            weight.tid.is_none() && listener.holders.iter().any(|it| it.pid == weight.pid)
+        Served::By(workers) => {
+            workers.iter().any(|it| it.pid == pid && (tid.is_none() || tid == it.tid))
         }
+        Served::Unknown(_) => tid.is_none() && listener.holders.iter().any(|it| it.pid == pid),
     }
 }

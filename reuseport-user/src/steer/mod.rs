@@ -1,24 +1,36 @@
-//! The use cases, where the stages meet: attach, detach, status.
+//! The use cases, where the stages meet: attach, detach, status; drain, undrain and weight; and the
+//! change in place that all but detach end in.
 //!
 //! Each works group by group, under the pins' lock where it changes anything, and reports what it
 //! did as values; printing them is the command line's work.
 
 pub mod attach;
+pub mod change;
 pub mod detach;
+mod draft;
 mod error;
 mod fill;
-mod fit;
-mod ownership;
+pub(crate) mod fit;
+mod intent;
+pub(crate) mod ownership;
 mod pin_workers;
+mod reconcile;
+mod rung;
 pub mod status;
+mod store;
 
 use std::fs::File;
 use std::path::PathBuf;
 
-pub use attach::{AttachOptions, AttachReport, attach};
+pub use attach::{AttachOptions, AttachReport, Ladder, attach};
 pub use detach::{DetachReport, Detached, detach};
+pub use draft::Change;
 pub use error::SteerError;
-use serde::Serialize;
+pub use intent::Intent;
+pub(crate) use intent::Intents;
+pub use reconcile::{Reconciled, reconcile};
+pub use rung::RungStatus;
+use serde::{Deserialize, Serialize};
 pub use status::{GroupStatus, status};
 
 use crate::discover::{DiscoverError, NetnsChoice, Target, discover};
@@ -53,7 +65,7 @@ pub struct Weight {
 }
 
 /// Something the user should know, and what to do about it.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Notice {
     /// What is so.
     pub what: String,
@@ -91,15 +103,25 @@ fn discover_everywhere(all: &Target) -> Result<Vec<(Target, Vec<Group>)>, SteerE
     }
 }
 
-/// Whether the group is certainly gone: nobody listens, in a namespace that was looked into, be it
-/// the target's, our own, or every one there is. What cannot be seen counts as alive: pins that stay
-/// cost less than pins that are missed.
+/// Whether the group is certainly gone: nobody listens, in the namespace that it was in where that is
+/// the target's or our own, in every one there is otherwise. What cannot be seen counts as alive: pins
+/// that stay cost less than pins that are missed.
 fn is_gone(key: &GroupKey, target: Option<&Target>) -> bool {
     let all = Target { protocol: key.protocol, ..Target::tcp(key.address.port()) };
-    let Ok(found) = discover_everywhere(&all) else { return false };
-    let named = || target.and_then(|target| named_netns(target).ok()?);
-    !found.iter().flat_map(|(_, groups)| groups).any(|group| group.key == *key)
-        && (own_netns() == Some(key.netns) || named() == Some(key.netns) || sees_everything())
+    let is_its = |target: &&Target| matches!(named_netns(target), Ok(Some(it)) if it == key.netns);
+    let named = target.filter(is_its).map(|target| target.netns.clone());
+    let own = || (own_netns() == Some(key.netns)).then(|| NetnsChoice::Pid(std::process::id()));
+    let found = match named.or_else(own) {
+        // What goes on elsewhere on the port must not matter.
+        Some(netns) => match discover(&Target { netns, ..all }) {
+            Err(DiscoverError::NobodyListens { .. }) => return true,
+            found => found.map_err(SteerError::from),
+        },
+        None if sees_everything() => discover_everywhere(&all)
+            .map(|found| found.into_iter().flat_map(|(_, groups)| groups).collect()),
+        None => return false,
+    };
+    found.is_ok_and(|groups| !groups.iter().any(|group| group.key == *key))
 }
 
 /// Cookie of our own namespace.

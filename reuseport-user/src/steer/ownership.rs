@@ -4,7 +4,7 @@ use crate::bpf::BpfError;
 use crate::bpf::maps::Sizes;
 use crate::bpf::object::{LoadOptions, Object};
 use crate::bpf::owner::{self, Attached, Members};
-use crate::bpf::pins::{Found, LockedPins, Pinned, Pins, PinsError};
+use crate::bpf::pins::{LockedPins, Pinned, Pins, PinsError};
 use crate::discover::Target;
 use crate::model::{Group, Protocol};
 
@@ -13,16 +13,16 @@ use super::{Notice, Settings, SteerError, in_netns};
 /// Who is attached to what on a port, asked of the kernel once for all groups of a target.
 ///
 /// Only the lack of BTF or of `CAP_PERFMON` makes it unknown; for UDP there is no iterator here.
-pub(super) struct Census(Result<Members, String>);
+pub(crate) struct Census(Result<Members, String>);
 
 impl Census {
     /// Asks through `object`; all `groups` are in one namespace, as discovery finds them.
-    pub(super) fn take(
+    pub(crate) fn take(
         object: &mut Object,
         groups: &[Group],
         target: &Target,
     ) -> Result<Self, SteerError> {
-        let Some(first) = groups.first() else { return Ok(Self(Ok(Members::new()))) };
+        let Some(first) = groups.first() else { return Ok(Self::of_nobody()) };
         if target.protocol != Protocol::Tcp {
             return Ok(Self(Err("the kernel is asked about TCP listeners only".to_owned())));
         }
@@ -41,7 +41,7 @@ impl Census {
         target: &Target,
         settings: &Settings,
     ) -> Result<Self, SteerError> {
-        let Some(first) = groups.first() else { return Ok(Self(Ok(Members::new()))) };
+        let Some(first) = groups.first() else { return Ok(Self::of_nobody()) };
         let options = LoadOptions {
             sizes: Sizes::for_group(0, 0),
             port: target.port,
@@ -52,13 +52,18 @@ impl Census {
         Self::take(&mut object, groups, target)
     }
 
+    /// There is nobody to ask about.
+    pub(crate) fn of_nobody() -> Self {
+        Self(Ok(Members::new()))
+    }
+
     /// It could not be asked at all.
     pub(super) fn unknown(why: &dyn std::error::Error) -> Self {
         Self(Err(why.to_string()))
     }
 
     /// What is attached to `group`.
-    pub(super) fn attached(&self, group: &Group) -> Attached {
+    pub(crate) fn attached(&self, group: &Group) -> Attached {
         let members = match &self.0 {
             Ok(members) => members,
             Err(why) => return Attached::Unknown { why: why.clone() },
@@ -75,10 +80,17 @@ impl Census {
 pub(super) struct Ours {
     /// The pins, if they can be read.
     pub(super) pinned: Option<Pinned>,
-    /// Whether their program is the one attached.
+    /// Whether their program is the one attached, also where another version made them.
     pub(super) in_force: bool,
     /// What the user should know.
     pub(super) notices: Vec<Notice>,
+}
+
+impl Ours {
+    /// Where pins are out of reach.
+    pub(super) fn nothing() -> Self {
+        Self { pinned: None, in_force: false, notices: Vec::new() }
+    }
 }
 
 /// Puts right what a crash between two steps left behind, so that the group has its pins in place
@@ -113,10 +125,12 @@ pub(super) fn recover(
 /// Opens the group's pins and compares them with what is attached.
 pub(super) fn examine(pins: &Pins, group: &Group, attached: &Attached) -> Result<Ours, SteerError> {
     let mut notices = Vec::new();
+    let mut other_versions = None;
     let pinned = match pins.open(&group.key) {
         Ok(pinned) => pinned,
         // Made by another version, or half removed: nothing here can be used.
         Err(PinsError::Bpf(BpfError::Shape(what))) => {
+            other_versions = pins.program_id(&group.key);
             notices.push(Notice::new(
                 format!("the pins are another version's ({what})"),
                 "they are replaced by `attach`, removed by `detach`",
@@ -133,21 +147,34 @@ pub(super) fn examine(pins: &Pins, group: &Group, attached: &Attached) -> Result
         Err(error) => return Err(error.into()),
     };
     let in_force = match (&pinned, attached) {
-        (None, _) | (_, Attached::Nothing | Attached::Classic) => false,
-        (Some(pinned), Attached::Program { id }) => pinned.program_id == *id,
-        // Nothing better to go by: ours holds sockets of this group, and sockets are in one map only.
-        (Some(pinned), Attached::Unknown { .. }) => holds_any(pinned, group)?,
+        (None, Attached::Program { id }) => other_versions == Some(*id),
+        (None, _) => false,
+        (Some(pinned), _) => is_in_force(pinned, group, attached)?,
     };
     Ok(Ours { pinned, in_force, notices })
 }
 
-/// Refuses to touch what is somebody else's, unless told to.
+/// Whether the pinned program is the one attached.
+pub(crate) fn is_in_force(
+    pinned: &Pinned,
+    group: &Group,
+    attached: &Attached,
+) -> Result<bool, SteerError> {
+    match attached {
+        Attached::Nothing | Attached::Classic => Ok(false),
+        Attached::Program { id } => Ok(pinned.program_id == *id),
+        // Nothing better to go by: ours holds sockets of this group, and sockets are in one map only.
+        Attached::Unknown { .. } => holds_any(pinned, group),
+    }
+}
+
+/// Refuses to touch what is somebody else's, unless told to. `known` are the programs that are ours.
 pub(super) fn permit(
-    pins: &Pins,
     group: &Group,
     attached: &Attached,
     ours: &Ours,
     takeover: bool,
+    known: impl FnOnce() -> Result<Vec<u32>, SteerError>,
 ) -> Result<(), SteerError> {
     if ours.in_force || takeover {
         return Ok(());
@@ -158,14 +185,8 @@ pub(super) fn permit(
             Err(SteerError::foreign(&group.key, attached))
         }
         Attached::Unknown { why } => {
-            let ids: Vec<u32> = pins
-                .list()?
-                .into_iter()
-                .filter_map(|(_, found): Found| found.ok())
-                .map(|pinned| pinned.program_id)
-                .collect();
             // Listing programs takes CAP_SYS_ADMIN; without it nothing suggests a foreign one.
-            match owner::suspects(&ids) {
+            match owner::suspects(&known()?) {
                 Ok(suspects) if !suspects.is_empty() => {
                     Err(SteerError::Suspicious { group: group.key, why: why.clone(), suspects })
                 }

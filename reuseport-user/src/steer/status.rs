@@ -2,27 +2,36 @@
 //! nothing.
 
 use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 
-use reuseport_common::abi::{self, NO_SLOT, Policy, Row, View};
-use serde::Serialize;
+use reuseport_common::abi::{self, NO_SLOT, Policy, Role, Row, View};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::bpf::maps::Counts;
 use crate::bpf::object::fingerprint;
 use crate::bpf::owner::Attached;
-use crate::bpf::pins::{Pinned, Pins, PinsError};
-use crate::discover::{DiscoverError, NetnsChoice, Target, discover};
-use crate::model::{Cpu, Group, GroupKey, Listener, Protocol};
-use crate::plan::policy_str;
+use crate::bpf::pins::{Pinned, Pins};
+use crate::discover::{DiscoverError, Target, discover};
+use crate::model::{Cpu, Group, GroupKey, Listener};
+use crate::plan::{policy_str, role_name, role_of_name};
 use crate::topology::Topology;
 
+use super::intent::{Intent, Intents};
 use super::ownership::{self, Census};
-use super::{Notice, Settings, SteerError, discover_everywhere, is_gone, named_netns};
+use super::rung::{self, RungStatus, Traces};
+use super::{Notice, Settings, SteerError, is_gone, named_netns};
 
+mod counters;
+mod pinned;
 mod problems;
 
+pub(crate) use counters::local;
+pub use counters::{Cell, Counters, CpuCounters, SlotCounters};
+
+use self::pinned::{has_pins, leftover, pinned_targets};
+
 /// One group, steered or not.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct GroupStatus {
     /// What sets it apart.
     pub group: GroupKey,
@@ -30,6 +39,8 @@ pub struct GroupStatus {
     pub netns_pid: Option<u32>,
     /// The program attached, as the kernel says.
     pub attached: Attached,
+    /// By which mechanism a listener is picked.
+    pub rung: RungStatus,
     /// What our pins hold; `None` for a group that we do not steer.
     pub steering: Option<Steering>,
     /// Its listeners and where they sit.
@@ -38,8 +49,11 @@ pub struct GroupStatus {
     pub problems: Vec<Notice>,
 }
 
+/// As [`policy_str`] gives it.
+pub type PolicyName = &'static str;
+
 /// What the pins of a group hold.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Steering {
     /// Where they are.
     pub pins: PathBuf,
@@ -52,7 +66,8 @@ pub struct Steering {
     /// Seconds since the epoch.
     pub attached_at: u64,
     /// What a row means.
-    pub policy: Option<&'static str>,
+    #[serde(deserialize_with = "known_policy")]
+    pub policy: Option<PolicyName>,
     /// Whether connections of a closing listener move to another.
     pub migrates: bool,
     /// Whether the program logs what it cannot steer.
@@ -66,7 +81,7 @@ pub struct Steering {
 }
 
 /// One row of the live table.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct RowStatus {
     /// The CPU for policy `cpu`, a position in the table otherwise.
     pub row: u32,
@@ -76,48 +91,21 @@ pub struct RowStatus {
     pub second: Vec<u32>,
 }
 
-/// Runs of the program. Not connections: a SYN cookie takes two, a stray segment one.
-#[derive(Clone, Debug, Default, Serialize)]
-pub struct Counters {
-    /// All of them.
-    pub runs: u64,
-    /// A slot was selected, by how.
-    pub first: u64,
-    /// The second choice, because the first was empty.
-    pub second: u64,
-    /// The second choice, because the first was over its limit.
-    pub spilled: u64,
-    /// For a connection whose listener closed.
-    pub migrated: u64,
-    /// `CONFIG` was not filled.
-    pub no_config: u64,
-    /// The CPU has no row.
-    pub no_row: u64,
-    /// The row points nowhere.
-    pub empty_row: u64,
-    /// Both choices were empty.
-    pub no_socket: u64,
-    /// Selections of a worker that is pinned to the receiving CPU, as it is now; `None` where workers
-    /// are not pinned or rows are no CPUs.
-    pub local: Option<u64>,
-    /// Selections by receiving CPU (outer) and slot (inner); CPUs without any are left out.
-    pub by_cpu: Vec<CpuCounters>,
-}
-
-/// Selections on one receiving CPU.
-#[derive(Clone, Debug, Serialize)]
-pub struct CpuCounters {
-    /// The CPU.
-    pub cpu: Cpu,
-    /// By slot; slots without any are left out.
-    pub slots: Vec<(u32, u64)>,
-}
-
 /// A listener and its seat.
-#[derive(Clone, Debug, Serialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct ListenerStatus {
     /// Its slot, read back by cookie; `None` when it is in no map of ours.
     pub slot: Option<u32>,
+    /// Percent of a normal share that it is to get.
+    pub weight: u32,
+    /// What part it takes.
+    #[serde(serialize_with = "role_name", deserialize_with = "role_of_name")]
+    pub role: Role,
+    /// The CPU that its `SO_INCOMING_CPU` prefers it for; not asked for on eBPF.
+    pub incoming_cpu: Option<Cpu>,
+    /// Whether an agent has taken it out because its worker did not accept: its rows go to their
+    /// second choices.
+    pub evicted: bool,
     /// The socket.
     #[serde(flatten)]
     pub listener: Listener,
@@ -125,12 +113,30 @@ pub struct ListenerStatus {
     pub selections: u64,
 }
 
+/// A policy by its name; `None` for a name that this version does not know.
+fn known_policy<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PolicyName>, D::Error> {
+    let name = Option::<String>::deserialize(from)?;
+    Ok(Policy::ALL.map(policy_str).into_iter().find(|&known| name.as_deref() == Some(known)))
+}
+
 /// Looks at the groups of `target`, or at every group that has pins.
 pub fn status(
     target: Option<&Target>,
     settings: &Settings,
 ) -> Result<Vec<GroupStatus>, SteerError> {
-    let pins = Pins::at(&settings.bpffs)?;
+    let mut unseen = None;
+    let pins = match Pins::at(&settings.bpffs).and_then(|pins| pins.list().map(|_| pins)) {
+        Ok(pins) => Some(pins),
+        // A group that is named may be on a rung that has none.
+        Err(error) if target.is_some() && error.is_out_of_reach() => {
+            unseen = Some(Notice::new(
+                format!("whether it has pins of ours cannot be seen: {error}"),
+                "on a rung below eBPF it has none",
+            ));
+            None
+        }
+        Err(error) => return Err(error.into()),
+    };
     let topology = Topology::read()?;
     let mut statuses = Vec::new();
     let mut seen: BTreeSet<PathBuf> = BTreeSet::new();
@@ -141,23 +147,27 @@ pub fn status(
             census => census?,
         };
         for group in groups {
-            let status = examine(&pins, &group, &census, &topology)?;
-            seen.insert(pins.place(&group.key));
+            let mut status = examine(pins.as_ref(), &group, &census, &topology)?;
+            status.problems.extend(unseen.clone());
+            seen.extend(pins.as_ref().map(|pins| pins.place(&group.key)));
             statuses.push(status);
         }
         Ok(())
     };
     if let Some(target) = target {
         let groups = match discover(target) {
-            Err(DiscoverError::NobodyListens { .. }) if has_pins(&pins, target)? => Vec::new(),
+            Err(DiscoverError::NobodyListens { .. }) if has_pins(pins.as_ref(), target)? => {
+                Vec::new()
+            }
             groups => groups?,
         };
         look(target, groups)?;
-    } else {
-        for (target, groups) in pinned_targets(&pins)? {
+    } else if let Some(pins) = &pins {
+        for (target, groups) in pinned_targets(pins)? {
             look(&target, groups)?;
         }
     }
+    let Some(pins) = pins else { return Ok(statuses) };
     let netns = target.map_or(Ok(None), named_netns)?;
     for (directory, pinned) in pins.list()? {
         if !seen.contains(&directory) {
@@ -170,49 +180,19 @@ pub fn status(
     Ok(statuses)
 }
 
-/// Every (port, protocol) that pins speak of, with the groups that live there, steered ones only.
-fn pinned_targets(pins: &Pins) -> Result<Vec<(Target, Vec<Group>)>, SteerError> {
-    let mut keys = Vec::new();
-    for (_, pinned) in pins.list()? {
-        let Ok(pinned) = pinned else { continue };
-        let config = pinned.maps.config().map_err(PinsError::from)?;
-        keys.extend(GroupKey::from_raw(&config.group));
-    }
-    let ports: BTreeSet<(Protocol, u16)> =
-        keys.iter().map(|key| (key.protocol, key.address.port())).collect();
-    let mut found = Vec::new();
-    for (protocol, port) in ports {
-        let all = Target { port, addrs: Vec::new(), netns: NetnsChoice::Auto, protocol };
-        let targets = discover_everywhere(&all)?;
-        for (target, mut groups) in targets {
-            groups.retain(|group| keys.contains(&group.key));
-            found.push((target, groups));
-        }
-    }
-    Ok(found)
-}
-
-fn has_pins(pins: &Pins, target: &Target) -> Result<bool, SteerError> {
-    Ok(pins.list()?.iter().any(|(_, pinned)| {
-        let key = pinned.as_ref().ok().and_then(key_of);
-        key.is_some_and(|key| key.address.port() == target.port && key.protocol == target.protocol)
-    }))
-}
-
-fn key_of(pinned: &Pinned) -> Option<GroupKey> {
-    GroupKey::from_raw(&pinned.maps.config().ok()?.group)
-}
-
 /// Looks at one live group.
 fn examine(
-    pins: &Pins,
+    pins: Option<&Pins>,
     group: &Group,
     census: &Census,
     topology: &Topology,
 ) -> Result<GroupStatus, SteerError> {
     let of = SteerError::of(&group.key);
     let attached = census.attached(group);
-    let ownership::Ours { pinned, in_force, notices } = ownership::examine(pins, group, &attached)?;
+    let ownership::Ours { pinned, in_force, notices } = match pins {
+        Some(pins) => ownership::examine(pins, group, &attached)?,
+        None => ownership::Ours::nothing(),
+    };
     let mut listeners: Vec<_> = group.listeners.iter().cloned().map(unseated).collect();
     let mut steering = None;
     let mut rows = Vec::new();
@@ -220,10 +200,25 @@ fn examine(
         let cookies = pinned.maps.sockets.cookies().map_err(&of)?;
         let counts = pinned.maps.counts().map_err(&of)?;
         seat(&mut listeners, &cookies, &counts);
+        let intents = Intents::read(&pinned.maps).map_err(&of)?;
+        for it in &mut listeners {
+            let Intent { weight, role, .. } = intents.get(it.listener.cookie);
+            (it.weight, it.role) = (weight, role);
+            it.evicted = match it.slot {
+                Some(slot) => pinned.maps.load(slot).map_err(&of)?.is_evicted(),
+                None => false,
+            };
+        }
         rows = pinned.maps.rows().map_err(&of)?;
         steering = Some(read(pinned, in_force, &rows, &counts, &listeners).map_err(&of)?);
     }
+    // On eBPF the listeners have nothing to add, and to ask them takes a privilege.
+    let traces = if in_force { Ok(Traces::default()) } else { Traces::read(group) };
+    for listener in &mut listeners {
+        listener.incoming_cpu = traces.as_ref().ok().and_then(|it| it.cpu(&listener.listener));
+    }
     let mut status = GroupStatus {
+        rung: rung::in_force(group, &attached, in_force, &traces),
         group: group.key,
         netns_pid: group.netns.pid.filter(|_| !group.netns.own),
         attached,
@@ -236,11 +231,16 @@ fn examine(
         None => false,
     };
     problems::find(&mut status, &rows, topology, stale);
+    if let Ok(traces) = &traces {
+        problems::on_lower_rungs(&mut status, traces);
+    }
     Ok(status)
 }
 
 fn unseated(listener: Listener) -> ListenerStatus {
-    ListenerStatus { slot: None, listener, selections: 0 }
+    let Intent { weight, role, .. } = Intent::default();
+    let (incoming_cpu, evicted) = (None, false);
+    ListenerStatus { slot: None, weight, role, incoming_cpu, evicted, listener, selections: 0 }
 }
 
 /// Reads slots back by cookie.
@@ -266,7 +266,7 @@ fn read(
     let view = config.live();
     let policy = Policy::from_u32(view.policy);
     Ok(Steering {
-        pins: pinned.directory.clone(),
+        pins: pinned.directory.clone().unwrap_or_default(),
         program_id: pinned.program_id,
         in_force,
         generation: config.generation,
@@ -276,7 +276,7 @@ fn read(
         logs: config.flags & abi::FLAG_LOGS != 0,
         slots: config.slots,
         rows: compress(view, rows),
-        counters: count(policy, counts, listeners),
+        counters: counters::count(policy.map(policy_str), counts, listeners),
     })
 }
 
@@ -293,74 +293,4 @@ fn compress(view: View, entries: &[Row]) -> Vec<RowStatus> {
         second: choices(entries, |row| row.second),
     };
     (0..).zip(entries.chunks(view.lanes.max(1) as usize)).map(row).collect()
-}
-
-fn count(policy: Option<Policy>, counts: &[Counts], listeners: &[ListenerStatus]) -> Counters {
-    let mut total = Counts::default();
-    for cpu in counts {
-        total.add(cpu);
-    }
-    let hits = |hit: usize| total.slots.iter().map(|slot| slot[hit]).sum();
-    let by_cpu: Vec<CpuCounters> = (0..)
-        .zip(counts)
-        .map(|(cpu, counts)| CpuCounters {
-            cpu,
-            slots: (0..)
-                .zip(&counts.slots)
-                .map(|(slot, hits)| (slot, hits.iter().sum()))
-                .filter(|&(_, selections)| selections > 0)
-                .collect(),
-        })
-        .filter(|cpu| !cpu.slots.is_empty())
-        .collect();
-    let runs_here = |cpu: Cpu, slot: u32| {
-        let worker = listeners.iter().find(|listener| listener.slot == Some(slot));
-        worker.is_some_and(|listener| listener.listener.cpus().contains(cpu))
-    };
-    // Of workers that may run on several CPUs it cannot be said where they ran.
-    let pinned = listeners.iter().all(|it| it.slot.is_none() || it.listener.cpus().len() == 1);
-    let local = (policy == Some(Policy::Cpu) && pinned).then(|| {
-        let cells = by_cpu.iter().flat_map(|cpu| cpu.slots.iter().map(|cell| (cpu.cpu, cell)));
-        cells.filter(|(cpu, cell)| runs_here(*cpu, cell.0)).map(|(_, cell)| cell.1).sum()
-    });
-    let [no_config, no_row, empty_row, no_socket] = total.misses;
-    Counters {
-        runs: total.runs(),
-        first: hits(0),
-        second: hits(1),
-        spilled: hits(2),
-        migrated: hits(3),
-        no_config,
-        no_row,
-        empty_row,
-        no_socket,
-        local,
-        by_cpu,
-    }
-}
-
-/// Pins without a live group.
-fn leftover(
-    directory: &Path,
-    pinned: Result<Pinned, PinsError>,
-    target: Option<&Target>,
-) -> Option<GroupStatus> {
-    let pinned = pinned.ok()?;
-    let group = key_of(&pinned)?;
-    let asked = target.is_none_or(|target| {
-        target.port == group.address.port() && target.protocol == group.protocol
-    });
-    let netns_differs = target.is_some_and(|target| !target.addrs.is_empty());
-    let empty = pinned.maps.sockets.cookies().ok()?.iter().all(Option::is_none);
-    (asked && empty && !netns_differs).then(|| GroupStatus {
-        group,
-        netns_pid: None,
-        attached: Attached::Nothing,
-        steering: None,
-        listeners: Vec::new(),
-        problems: vec![Notice::new(
-            format!("the group is gone, its pins are left in {}", directory.display()),
-            "start the server and `attach` again, or `detach` to remove them",
-        )],
-    })
 }

@@ -1,23 +1,25 @@
 //! One group's attach, from lock to commit.
 
-use reuseport_common::abi::{self, Config, View};
+use reuseport_common::abi::{self, Config};
 
-use crate::bpf::BpfError;
 use crate::bpf::maps::Sizes;
 use crate::bpf::object::{LoadOptions, Object, fingerprint};
 use crate::bpf::owner::{self, Attached};
-use crate::bpf::pins::{LockedPins, Pinned, Pins};
+use crate::bpf::pins::{Pinned, Pins};
 use crate::discover::acquire::with_listener;
-use crate::model::{CpuSet, Group, Listener, Served};
-use crate::plan::{
-    MAX_ENTRIES, NORMAL_WEIGHT, Plan, PlanWarning, Request, Seat, USUAL_LANES, plan,
-};
+use crate::model::{CpuSet, Group, Served};
+use crate::plan::{MAX_ENTRIES, Plan, PlanWarning, USUAL_LANES};
+use crate::rungs::{Choice, Rung};
 use crate::topology::Topology;
 
+use super::super::draft::{Change, Draft};
 use super::super::fill::{Slots, assign, fill};
-use super::super::fit::weighs;
+use super::super::fit::weights_of;
 use super::super::ownership::{self, Ours};
 use super::super::pin_workers::{PinnedWorker, pin_workers};
+use super::super::reconcile::{settle, view};
+use super::super::rung::Traces;
+use super::super::store::Store;
 use super::super::{Notice, SteerError};
 use super::renew::Renewal;
 use super::{AttachOptions, AttachReport, InForce, of_maps};
@@ -27,6 +29,7 @@ pub(super) struct Job<'a> {
     pub(super) options: &'a AttachOptions,
     topology: &'a Topology,
     pub(super) group: Group,
+    pub(super) draft: Draft<'a>,
 }
 
 /// A job that nothing stands against.
@@ -38,17 +41,30 @@ pub(super) struct Prepared<'a> {
 
 impl<'a> Job<'a> {
     pub(super) fn new(options: &'a AttachOptions, topology: &'a Topology, group: Group) -> Self {
-        Self { options, topology, group }
+        let draft = Draft::new(topology, &change(options, &group));
+        Self { options, topology, group, draft }
+    }
+
+    /// Takes over what the pins say the listeners are to get, but for what the user says now.
+    fn remember(&mut self, ours: &Ours) -> Result<(), SteerError> {
+        if let Some(pinned) = &ours.pinned {
+            let change = change(self.options, &self.group);
+            let draft = Draft::of(self.topology, &change, &pinned.maps);
+            self.draft = draft.map_err(SteerError::of(&self.group.key))?;
+        }
+        Ok(())
     }
 
     /// What would be done; what `attach` would refuse is refused.
     pub(super) fn dry_run(
-        self,
+        mut self,
         pins: &Pins,
         attached: &Attached,
     ) -> Result<AttachReport, SteerError> {
         let ours = ownership::examine(pins, &self.group, attached)?;
-        ownership::permit(pins, &self.group, attached, &ours, self.options.takeover)?;
+        let known = || Ok(pins.program_ids()?);
+        ownership::permit(&self.group, attached, &ours, self.may_replace(attached)?, known)?;
+        self.remember(&ours)?;
         let occupied = match ours.pinned.as_ref().filter(|_| ours.in_force) {
             Some(pinned) => pinned.maps.sockets.cookies().unwrap_or_default(),
             None => Vec::new(),
@@ -75,17 +91,25 @@ impl<'a> Job<'a> {
         Object::load(&options).map_err(SteerError::of(&self.group.key))
     }
 
+    /// Whether what is attached may go without asking: the user said so, or it is our classic program.
+    fn may_replace(&self, attached: &Attached) -> Result<bool, SteerError> {
+        let classic = *attached == Attached::Classic && Traces::read(&self.group)?.has_places();
+        Ok(self.options.takeover || classic)
+    }
+
     /// Puts right what a crash left, and refuses what is not ours to change.
     pub(super) fn prepare(
-        self,
-        pins: &LockedPins,
+        mut self,
+        store: &Store<'_>,
         attached: Attached,
     ) -> Result<Prepared<'a>, SteerError> {
-        self.plan(&assign(&self.group.listeners, &[]))?;
-        ownership::recover(pins, &self.group, &attached)?;
-        let mut ours = ownership::examine(pins, &self.group, &attached)?;
+        store.recover(&self.group, &attached)?;
+        let mut ours = store.examine(&self.group, &attached)?;
         ours.notices.extend(unseen(&attached, ours.in_force));
-        ownership::permit(pins, &self.group, &attached, &ours, self.options.takeover)?;
+        let known = || store.program_ids();
+        ownership::permit(&self.group, &attached, &ours, self.may_replace(&attached)?, known)?;
+        self.remember(&ours)?;
+        self.plan(&assign(&self.group.listeners, &[]))?;
         Ok(Prepared { job: self, attached, ours })
     }
 }
@@ -94,53 +118,43 @@ impl Prepared<'_> {
     /// Does it. `spare` is an object that was loaded for this very group, if there is one.
     pub(super) fn carry_out(
         self,
-        pins: &LockedPins,
+        store: &mut Store<'_>,
         spare: Option<Object>,
     ) -> Result<AttachReport, SteerError> {
-        let Self { mut job, attached, ours } = self;
+        let Self { mut job, attached, mut ours } = self;
         if job.fits(&ours)? {
-            return job.replan(ours, &attached);
+            match job.replan(&mut ours, &attached) {
+                Err(SteerError::NoRoom { .. }) => {}
+                done => return done,
+            }
         }
         let object = spare.map_or_else(|| job.load(), Ok)?;
-        Renewal { job, attached, ours }.run(pins, object)
+        Renewal { job, attached, ours }.run(store, object)
     }
 }
 
 impl Job<'_> {
-    /// Whether the pinned program can go on: in force, same object, and room for the new plan.
+    /// Whether the pinned program can go on: in force, the same object.
     fn fits(&self, ours: &Ours) -> Result<bool, SteerError> {
         // A group that died and came back begins anew: maps, counters and time of attaching.
         let Some(pinned) = ours.pinned.as_ref().filter(|_| ours.in_force) else {
             return Ok(false);
         };
-        let of = SteerError::of(&self.group.key);
-        let config = pinned.maps.config().map_err(&of)?;
-        let occupied = pinned.maps.sockets.cookies().map_err(&of)?;
-        let slots = assign(&self.group.listeners, &occupied);
-        let last = slots.values().copied().max().unwrap_or(0);
-        let entries = self.plan(&slots)?.table.len() as u32;
+        let config = pinned.maps.config().map_err(SteerError::of(&self.group.key))?;
         let logs = config.flags & abi::FLAG_LOGS != 0;
-        Ok(config.object == fingerprint()
-            && logs == self.options.log
-            && last < config.slots
-            && entries <= config.half)
+        Ok(config.object == fingerprint() && logs == self.options.log)
     }
 
-    /// Writes a new plan into the maps in force: the live table is switched by one store.
-    fn replan(&mut self, ours: Ours, attached: &Attached) -> Result<AttachReport, SteerError> {
-        let Ours { pinned, mut notices, .. } = ours;
+    /// Changes what differs in the maps in force.
+    fn replan(&mut self, ours: &mut Ours, attached: &Attached) -> Result<AttachReport, SteerError> {
         let group = self.group.key;
-        let mut pinned = pinned.ok_or(SteerError::Vanished { group })?;
-        let of = of_maps(&group);
-        let occupied = pinned.maps.sockets.cookies().map_err(&of)?;
-        let mut slots = assign(&self.group.listeners, &occupied);
-        let gone = self.fill(&mut pinned, &slots, attached)?;
-        self.forget(&gone, &mut slots)?;
-        let plan = self.plan(&slots)?;
-        let config = publish(&mut pinned, &plan).map_err(&of)?;
+        let pinned = ours.pinned.as_mut().ok_or(SteerError::Vanished { group })?;
+        let done = settle(pinned, &self.group, &self.draft)?;
+        self.group.listeners = done.listeners;
+        let mut notices = std::mem::take(&mut ours.notices);
         if let Attached::Unknown { why } = attached {
             if self.options.takeover {
-                self.attach(&pinned)?;
+                self.attach(pinned)?;
             } else {
                 let id = pinned.program_id;
                 notices.push(Notice::new(
@@ -149,7 +163,7 @@ impl Job<'_> {
                 ));
             }
         }
-        self.finish(&mut pinned, &slots, plan, config, true, notices)
+        self.finish(pinned, &done.slots, done.plan, done.config, true, notices)
     }
 
     /// Pins workers if asked to, and with them where they are now, plans and publishes once more.
@@ -234,28 +248,7 @@ impl Job<'_> {
     }
 
     pub(super) fn plan(&self, slots: &Slots) -> Result<Plan, SteerError> {
-        self.plan_for(&self.group.listeners, slots)
-    }
-
-    /// A plan for some of the listeners.
-    pub(super) fn plan_for(
-        &self,
-        listeners: &[Listener],
-        slots: &Slots,
-    ) -> Result<Plan, SteerError> {
-        let seat = |listener: &Listener| Seat {
-            slot: slots[&listener.cookie],
-            cpus: listener.cpus(),
-            weight: self.weight(listener),
-        };
-        let seats = listeners.iter().map(seat).collect();
-        Ok(plan(self.topology, &Request { policy: self.options.policy, seats })?)
-    }
-
-    /// The listener's share, in percent of a normal one.
-    pub(super) fn weight(&self, listener: &Listener) -> u32 {
-        let own = self.options.weights.iter().rev().find(|weight| weighs(listener, **weight));
-        own.map_or(NORMAL_WEIGHT, |weight| weight.percent)
+        Ok(self.draft.plan(&self.group.listeners, slots)?)
     }
 
     fn report(
@@ -270,8 +263,16 @@ impl Job<'_> {
             plan.warnings.retain(|warning| !matches!(warning, PlanWarning::NotPinned { .. }));
         }
         let slots = self.group.listeners.iter().map(|it| slots[&it.cookie]).collect();
-        let group = self.group.clone();
-        AttachReport { group, slots, plan, attached, pinned: Vec::new(), notices }
+        AttachReport {
+            group: self.group.clone(),
+            slots,
+            plan,
+            rung: Choice { rung: Rung::Ebpf, passed_over: Vec::new() },
+            attached,
+            applied: None,
+            pinned: Vec::new(),
+            notices,
+        }
     }
 }
 
@@ -286,12 +287,9 @@ fn unseen(attached: &Attached, in_force: bool) -> Option<Notice> {
     }
 }
 
-/// A plan's way to read the table; where it begins is chosen when it is published.
-pub(super) fn view(plan: &Plan) -> View {
-    View { policy: plan.policy as u32, base: 0, rows: plan.rows, lanes: plan.lanes }
-}
-
-/// Makes a plan the live one.
-pub(super) fn publish(pinned: &mut Pinned, plan: &Plan) -> Result<Config, BpfError> {
-    pinned.maps.publish(view(plan), &plan.table)
+/// What the user wants of the group.
+pub(super) fn change(options: &AttachOptions, group: &Group) -> Change {
+    let weights = weights_of(group, &options.weights);
+    let roles = options.roles.clone();
+    Change { policy: Some(options.policy), weights, roles, ..Change::default() }
 }

@@ -4,7 +4,9 @@
 //! program nor the new one has all of them. The new one is attached half-way: until then the old
 //! one has the second half of those that take part, from then on the new one the first half, each
 //! with a table for the time between that names nobody else. A row that found none of its choices
-//! would leave it to the kernel's hash, which may well pick who shall get nothing.
+//! would leave it to the kernel's hash, which may well pick who shall get nothing. Where one alone
+//! takes part, that is so for the three system calls in which its socket changes maps and the new
+//! program comes.
 
 use std::collections::HashMap;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -14,7 +16,7 @@ use reuseport_common::abi::{self, ABI_VERSION, Config};
 use crate::bpf::maps::Maps;
 use crate::bpf::object::{Object, fingerprint};
 use crate::bpf::owner::Attached;
-use crate::bpf::pins::{self, LockedPins, Pinned};
+use crate::bpf::pins::{self, Pinned};
 use crate::bpf::sockarray::SetError;
 use crate::discover::acquire::with_listener;
 use crate::model::Listener;
@@ -22,8 +24,10 @@ use crate::plan::Plan;
 
 use super::super::fill::{Slots, assign};
 use super::super::ownership::Ours;
+use super::super::reconcile::view;
+use super::super::store::Store;
 use super::super::{Notice, SteerError};
-use super::job::{Job, publish, view};
+use super::job::Job;
 use super::{AttachReport, of_maps};
 
 /// A job that takes a new program.
@@ -49,7 +53,7 @@ struct Progress {
 impl Renewal<'_> {
     pub(super) fn run(
         mut self,
-        pins: &LockedPins,
+        store: &mut Store<'_>,
         mut object: Object,
     ) -> Result<AttachReport, SteerError> {
         let key = self.job.group.key;
@@ -57,17 +61,17 @@ impl Renewal<'_> {
         let notice = migration.notice();
         self.ours.notices.extend(notice.map(|(what, remedy)| Notice::new(what, remedy)));
         let migrates = migration.migrates();
-        let mut staged = pins.stage(&key, &mut object, migrates)?;
+        let mut staged = store.stage(&key, &mut object, migrates)?;
         let listeners = self.job.group.listeners.clone();
         let mut progress = Progress::default();
-        match self.carry_out(pins, &mut staged, migrates, &mut progress) {
+        match self.carry_out(store, &mut staged, migrates, &mut progress) {
             Ok((plan, config)) => {
                 let notices = std::mem::take(&mut self.ours.notices);
                 self.job.finish(&mut staged, &progress.slots, plan, config, false, notices)
             }
             Err(error) => {
                 self.undo(&staged, &listeners, &progress);
-                let _left_for_the_next_attach = pins.remove(&pins.staged(&key));
+                let _left_for_the_next_attach = store.discard(&key);
                 Err(error)
             }
         }
@@ -75,7 +79,7 @@ impl Renewal<'_> {
 
     fn carry_out(
         &mut self,
-        pins: &LockedPins,
+        store: &mut Store<'_>,
         staged: &mut Pinned,
         migrates: bool,
         progress: &mut Progress,
@@ -89,7 +93,7 @@ impl Renewal<'_> {
         };
         progress.slots = assign(&self.job.group.listeners, &[]);
         let mut plan = self.job.plan(&progress.slots)?;
-        publish(staged, &plan).map_err(&of)?;
+        staged.maps.publish(view(&plan), &plan.table).map_err(&of)?;
 
         // Newcomers first: what can be refused is refused while the old program has all it had.
         let (mut movers, newcomers): (Vec<_>, Vec<_>) = self
@@ -106,25 +110,32 @@ impl Renewal<'_> {
             .map(|(&cookie, &slot)| (cookie, slot))
             .filter(|(cookie, _)| cookies.contains(cookie))
             .collect();
+        if self.ours.pinned.is_none() && self.ours.in_force {
+            store.release(&key)?;
+        }
         let mut gone = self.job.fill(staged, &new_slots, &self.attached)?;
-        movers.sort_by_key(|listener| self.job.weight(listener) == 0);
-        let half = movers.iter().filter(|it| self.job.weight(it) > 0).count() / 2;
+        movers.sort_by_key(|listener| !self.job.draft.takes_part(listener));
+        let half = movers.iter().filter(|it| self.job.draft.takes_part(it)).count().div_ceil(2);
         let (first, second) = movers.split_at(half);
         let in_new = [&newcomers, first].concat();
-        if let Ok(plan) = self.job.plan_for(&in_new, &progress.slots) {
+        if let Ok(plan) = self.job.draft.plan(&in_new, &progress.slots) {
             staged.maps.amend(view(&plan), &plan.table).map_err(&of)?;
         }
         self.keep_to(second, progress);
-        gone.extend(self.shift(staged, first, progress)?);
+        let takes_part = |it: &Listener| self.job.draft.takes_part(it);
+        let last = first.last().filter(|_| !second.iter().any(takes_part));
+        gone.extend(self.shift(staged, first, progress, last)?);
         self.job.attach(staged)?;
         progress.switched = true;
-        gone.extend(self.shift(staged, second, progress)?);
+        gone.extend(self.shift(staged, second, progress, None)?);
         if !gone.is_empty() {
             self.job.forget(&gone, &mut progress.slots)?;
             plan = self.job.plan(&progress.slots)?;
         }
+        let intents = self.job.draft.intents();
+        intents.write(&mut staged.maps, &progress.slots, &plan).map_err(&of)?;
         let config = staged.maps.amend(view(&plan), &plan.table).map_err(&of)?;
-        pins.commit(staged, &key)?;
+        store.commit(staged, &key)?;
         Ok((plan, config))
     }
 
@@ -152,19 +163,21 @@ impl Renewal<'_> {
     /// and then its rows' second choices must do.
     fn keep_to(&mut self, rest: &[Listener], progress: &mut Progress) {
         let Some(old) = self.ours.pinned.as_mut().filter(|_| self.ours.in_force) else { return };
-        let Ok(plan) = self.job.plan_for(rest, &progress.before) else { return };
+        let Ok(plan) = self.job.draft.plan(rest, &progress.before) else { return };
         let Ok(config) = old.maps.config() else { return };
         progress.replaced = Some(config);
         let _no_room = old.maps.amend(view(&plan), &plan.table);
     }
 
     /// Moves sockets from the old map to the new one, each in one go: it is out of both for the time
-    /// of two system calls. Returns the cookies of listeners that went away.
+    /// of two system calls. With `last` the new program is attached in the same breath. Returns the
+    /// cookies of listeners that went away.
     fn shift(
         &self,
         staged: &Pinned,
         movers: &[Listener],
-        progress: &Progress,
+        progress: &mut Progress,
+        last: Option<&Listener>,
     ) -> Result<Vec<u64>, SteerError> {
         let key = self.job.group.key;
         let Some(old) = &self.ours.pinned else { return Ok(Vec::new()) };
@@ -178,6 +191,9 @@ impl Renewal<'_> {
                 if set.is_err() {
                     // Back where it was; if that fails too, the row's second choice serves.
                     let _second_choice = old.maps.sockets.set(from, fd);
+                } else if last == Some(listener) {
+                    progress.switched = true;
+                    staged.attach(fd)?;
                 }
                 Ok(set)
             });

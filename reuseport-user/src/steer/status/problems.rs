@@ -2,15 +2,17 @@
 
 use std::collections::BTreeSet;
 
-use reuseport_common::abi::Row;
+use reuseport_common::abi::{Role, Row};
 
 use crate::bpf::owner::{self, Attached};
 use crate::model::{CpuSet, Served};
+use crate::rungs::{self, Place, Rung};
 use crate::topology::Topology;
 
-use super::{GroupStatus, ListenerStatus, Notice};
+use super::{GroupStatus, ListenerStatus, Notice, RungStatus, Traces};
 
 const AGAIN: &str = "run `reuseport-steer attach` again";
+const LOWER_AGAIN: &str = "run `reuseport-steer attach` again, with the same --rung";
 
 /// Adds the problems of `status`, whose live table is `rows`.
 pub(super) fn find(status: &mut GroupStatus, rows: &[Row], topology: &Topology, stale: bool) {
@@ -32,6 +34,52 @@ pub(super) fn find(status: &mut GroupStatus, rows: &[Row], topology: &Topology, 
     status.problems = problems;
 }
 
+/// Adds what is wrong on the rungs below eBPF, as their listeners tell.
+pub(super) fn on_lower_rungs(status: &mut GroupStatus, traces: &Traces) {
+    let RungStatus { rung, ours, .. } = status.rung;
+    if !ours {
+        return;
+    }
+    let mut problems = Vec::new();
+    if rung == Some(Rung::IncomingCpu) {
+        let without = status.listeners.iter().filter(|it| it.incoming_cpu.is_none()).count();
+        if without > 0 {
+            problems.push(Notice::new(
+                format!("{without} listeners have no CPU: they joined since, or have weight 0"),
+                LOWER_AGAIN,
+            ));
+        }
+        for it in &status.listeners {
+            let cpus = it.listener.cpus();
+            if let Some(cpu) =
+                it.incoming_cpu.filter(|&cpu| !cpus.is_empty() && !cpus.contains(cpu))
+            {
+                problems.push(Notice::new(
+                    format!("a listener gets the connections of CPU {cpu}, but its worker may run on {cpus}: it moved"),
+                    LOWER_AGAIN,
+                ));
+            }
+        }
+    }
+    if rung == Some(Rung::ClassicBpf) {
+        let places: Vec<_> = status.listeners.iter().map(|it| traces.place(&it.listener)).collect();
+        let as_left =
+            |place: &Option<Place>| place.is_some_and(|it| usize::from(it.of) == places.len());
+        match rungs::keep(&places) {
+            _ if places.iter().all(as_left) => {}
+            Ok(_) => problems.push(Notice::new(
+                "a listener joined or left since: connections go to wrong workers",
+                LOWER_AGAIN,
+            )),
+            Err(error) => problems.push(Notice::new(
+                format!("connections go to wrong workers: {error}"),
+                "`detach`, or restart the whole group and attach again",
+            )),
+        }
+    }
+    status.problems.extend(problems);
+}
+
 /// Who is attached, against who should be.
 fn owner_problem(status: &GroupStatus) -> Option<Notice> {
     let ours = status.steering.as_ref();
@@ -47,7 +95,7 @@ fn owner_problem(status: &GroupStatus) -> Option<Notice> {
                 "find out whose it is (`bpftool prog show`); `attach --takeover` replaces it",
             ))
         }
-        (Attached::Classic, _) => Some(Notice::new(
+        (Attached::Classic, _) if !status.rung.ours => Some(Notice::new(
             "a classic BPF program is attached",
             "the server itself attached it, most likely; `attach --takeover` replaces it",
         )),
@@ -74,11 +122,26 @@ fn seat_problems(status: &GroupStatus, rows: &[Row]) -> Vec<Notice> {
     if status.steering.as_ref().is_some_and(|it| it.policy == Some("cpu")) {
         problems.extend(status.listeners.iter().filter_map(|it| moved(it, status)));
     }
-    let unnamed = seated.difference(&named).count();
+    let evicted = status.listeners.iter().filter(|it| it.evicted).filter_map(|it| it.slot);
+    let evicted: Vec<_> = evicted.map(|slot| slot.to_string()).collect();
+    if !evicted.is_empty() {
+        problems.push(Notice::new(
+            format!(
+                "evicted because their workers did not accept: slots {}; second choices serve their \
+                 rows",
+                evicted.join(", ")
+            ),
+            "an agent puts them back when they accept again; where none runs any more, `attach` again \
+             does",
+        ));
+    }
+    let active = |it: &&ListenerStatus| it.weight > 0 && it.role == Role::Active;
+    let missed = |it: &ListenerStatus| it.slot.is_some_and(|slot| !named.contains(&slot));
+    let unnamed = status.listeners.iter().filter(active).filter(|it| missed(it)).count();
     if unnamed > 0 && !rows.is_empty() {
         problems.push(Notice::new(
             format!("{unnamed} seated listeners are in no row and get nothing"),
-            "meant so if their weight is 0; otherwise run `reuseport-steer attach` again",
+            AGAIN,
         ));
     }
     let empty: Vec<_> = named.difference(&seated).map(u32::to_string).collect();
@@ -145,7 +208,7 @@ fn worker_problems(status: &GroupStatus, topology: &Topology) -> Vec<Notice> {
                     listener.backlog
                 ),
                 "the worker hangs or is overloaded: restart it, or give others its share \
-                 (`attach --weight PID=0`)",
+                 (`drain --pid PID --no-wait`)",
             ));
         }
     }
