@@ -1,0 +1,185 @@
+use super::*;
+
+const TIMEOUT: Duration = Duration::from_mins(1);
+
+/// Generations, their clock, and the parts that the pins remember.
+struct Group {
+    generations: Generations,
+    now: Duration,
+    there: BTreeMap<u64, Member>,
+}
+
+impl Group {
+    fn new() -> Self {
+        let generations = Generations::new(TIMEOUT);
+        Self { generations, now: Duration::ZERO, there: BTreeMap::new() }
+    }
+
+    /// With these workers, known for long. `started` is the cookie, so later ones are newer.
+    fn settled(cookies: &[(u64, u32)]) -> Self {
+        let mut group = Self::new();
+        for &(cookie, cpu) in cookies {
+            group.join(cookie, cpu);
+        }
+        group.wait(1);
+        group.wait(20);
+        assert_eq!(group.waiting(), [0; 0]);
+        group
+    }
+
+    fn join(&mut self, cookie: u64, cpu: u32) {
+        let class = Class { cpus: CpuSet::from([cpu]), name: "web".to_owned() };
+        let member = Member { cookie, class, started: cookie, part: Part::Serves };
+        self.there.insert(cookie, member);
+    }
+
+    fn leave(&mut self, cookie: u64) {
+        self.there.remove(&cookie);
+    }
+
+    /// Lets time pass, looks, and does as told.
+    fn wait(&mut self, seconds: u64) -> Verdict {
+        self.now += Duration::from_secs(seconds);
+        let members: Vec<Member> = self.there.values().cloned().collect();
+        let verdict = self.generations.observe(self.now, &members);
+        for member in self.there.values_mut().filter(|member| member.part != Part::Out) {
+            let waits = verdict.stand_by.contains(&member.cookie);
+            member.part = if waits { Part::StandsBy } else { Part::Serves };
+        }
+        verdict
+    }
+
+    fn waiting(&self) -> Vec<u64> {
+        let waits = |member: &&Member| member.part == Part::StandsBy;
+        self.there.values().filter(waits).map(|member| member.cookie).collect()
+    }
+}
+
+#[test]
+fn a_newcomer_takes_over_and_gives_back_when_it_dies_young() {
+    let mut group = Group::settled(&[(1, 0), (2, 1)]);
+    group.join(3, 0);
+    assert_eq!(group.wait(0).superseded, [1]);
+    assert_eq!(group.wait(1), Verdict { stand_by: [1].into(), ..Verdict::default() });
+    assert!(!group.generations.is_at_rest());
+    group.leave(3);
+    assert_eq!(group.wait(0), Verdict { restored: vec![1], ..Verdict::default() });
+    group.join(4, 0);
+    assert_eq!(group.wait(0).superseded, [1]);
+    group.leave(1);
+    assert_eq!(group.wait(0), Verdict::default());
+}
+
+#[test]
+fn a_whole_generation_takes_over_one_by_one() {
+    let mut group = Group::settled(&[(1, 0), (2, 1), (3, 2)]);
+    for cpu in 0..3 {
+        group.join(10 + u64::from(cpu), cpu);
+        assert_eq!(group.wait(1).superseded, [u64::from(cpu) + 1]);
+    }
+    assert_eq!(group.waiting(), [1, 2, 3]);
+    for cookie in 1..4 {
+        group.leave(cookie);
+        group.wait(1);
+    }
+    // And the next one.
+    group.join(20, 1);
+    assert_eq!(group.wait(1).superseded, [11]);
+}
+
+#[test]
+fn what_is_not_replaced_in_time_was_a_scale_out() {
+    let mut group = Group::settled(&[(1, 0)]);
+    group.join(2, 0);
+    group.wait(0);
+    assert_eq!(group.wait(59).restored, [0; 0]);
+    assert_eq!(group.wait(1).restored, [1]);
+    // Two of them are usual from now on.
+    group.join(3, 0);
+    assert_eq!(group.wait(0).superseded, [1]);
+    assert_eq!(group.waiting(), [1]);
+}
+
+#[test]
+fn a_group_that_starts_supersedes_nobody() {
+    let mut group = Group::new();
+    for cookie in 1..9 {
+        group.join(cookie, 0);
+        assert_eq!(group.wait(5), Verdict::default());
+    }
+    assert!(!group.generations.is_at_rest());
+    group.wait(20);
+    assert!(group.generations.is_at_rest());
+    group.join(9, 0);
+    assert_eq!(group.wait(0).superseded, [1]);
+}
+
+#[test]
+fn a_crashed_worker_that_comes_back_takes_nobodys_place() {
+    let mut group = Group::settled(&[(1, 0), (2, 0), (3, 0)]);
+    group.leave(2);
+    group.wait(1);
+    // Long after, for a restart.
+    assert_eq!(group.wait(300), Verdict::default());
+    group.join(4, 0);
+    assert_eq!(group.wait(1), Verdict::default());
+    // After longer still, there are fewer for good.
+    group.leave(3);
+    group.wait(1);
+    group.wait(600);
+    group.join(5, 0);
+    assert_eq!(group.wait(1).superseded, [1]);
+}
+
+#[test]
+fn a_worker_that_is_moved_is_no_newcomer() {
+    let mut group = Group::settled(&[(1, 0), (2, 1)]);
+    // Both on one CPU, and back.
+    group.join(2, 0);
+    assert_eq!(group.wait(1), Verdict::default());
+    assert_eq!(group.wait(30), Verdict::default());
+    group.join(2, 1);
+    assert_eq!(group.wait(1), Verdict::default());
+    // But who is moved as it starts is one.
+    group.join(3, 7);
+    assert_eq!(group.wait(1), Verdict::default());
+    group.join(3, 1);
+    assert_eq!(group.wait(1).superseded, [2]);
+}
+
+#[test]
+fn the_next_agent_goes_on_with_what_the_pins_say() {
+    let mut group = Group::settled(&[(1, 0), (2, 1)]);
+    group.join(3, 0);
+    group.wait(0);
+    group.generations = Generations::new(TIMEOUT);
+    assert_eq!(group.wait(1), Verdict { stand_by: [1].into(), ..Verdict::default() });
+    group.leave(3);
+    assert_eq!(group.wait(1).restored, [1]);
+}
+
+#[test]
+fn who_is_taken_out_by_hand_is_left_alone() {
+    let mut group = Group::settled(&[(1, 0), (2, 0)]);
+    group.there.get_mut(&1).unwrap().part = Part::Out;
+    assert_eq!(group.wait(1), Verdict::default());
+    group.join(3, 0);
+    assert_eq!(group.wait(1), Verdict::default(), "it fills the place");
+    group.there.get_mut(&1).unwrap().part = Part::Serves;
+    assert_eq!(group.wait(1), Verdict::default(), "put back by hand");
+    assert_eq!(group.wait(100), Verdict::default());
+}
+
+#[test]
+fn listeners_of_one_process_are_of_one_generation() {
+    let mut group = Group::settled(&[(1, 0)]);
+    for cookie in [10, 11] {
+        group.join(cookie, 0);
+        group.there.get_mut(&cookie).unwrap().started = 10;
+    }
+    assert_eq!(group.wait(1).superseded, [1]);
+    group.leave(1);
+    assert_eq!(group.wait(1), Verdict::default());
+    group.wait(20);
+    assert_eq!(group.wait(1), Verdict::default());
+}
