@@ -1,0 +1,147 @@
+//! Publishing a worker's load, where the steering program reads it.
+
+use std::cell::Cell;
+use std::rc::Rc;
+use std::sync::Arc;
+use std::sync::atomic::Ordering::Relaxed;
+
+const EVICTED: u32 = 1 << 31;
+
+use crate::sys::mapped::SharedLoads;
+
+/// The largest limit; only [`BUSY`] is above it.
+pub(super) const NO_LIMIT: u32 = EVICTED - 1;
+/// More than any limit.
+const BUSY: u32 = u32::MAX;
+
+/// One slot of a mapped `LOAD`. The bit of its limit that is not the worker's stays as it is.
+#[derive(Clone, Debug)]
+pub(super) struct Slot {
+    pub(super) loads: Arc<SharedLoads>,
+    pub(super) slot: u32,
+}
+
+impl Slot {
+    // In any order with other memory: the program wants to know how much, not exactly when.
+    fn set_pending(&self, pending: u32) {
+        if let Some(word) = self.loads.pending(self.slot) {
+            word.store(pending, Relaxed);
+        }
+    }
+
+    fn set_limit(&self, limit: u32) {
+        if let Some(word) = self.loads.limit(self.slot) {
+            let with = |now: u32| Some((now & EVICTED) | limit);
+            // It always sets: there is no condition to fail.
+            let _before = word.fetch_update(Relaxed, Relaxed, with);
+        }
+    }
+}
+
+/// Publishes one worker's load: the connections it has in service, or that it is busy. While that is
+/// above the worker's limit, new connections of its CPU go to the second choice, if that has room.
+///
+/// A change is one store to memory that the kernel shares: no system call, some nanoseconds. It is
+/// neither `Send` nor `Sync`: one thread writes a slot. Clones are the same publisher; when the last
+/// of them and of its guards is dropped, the slot has no load and no limit again.
+///
+/// Where no eBPF program steers, it counts and publishes nowhere ([`LoadGuard::is_published`]).
+#[derive(Clone, Debug)]
+pub struct LoadGuard(Rc<Publisher>);
+
+#[derive(Debug)]
+struct Publisher {
+    slots: Vec<Slot>,
+    pending: Cell<u32>,
+    busy: Cell<u32>,
+}
+
+impl LoadGuard {
+    pub(super) fn new(slots: impl Iterator<Item = Slot>, limit: Option<u32>) -> Self {
+        let (pending, busy) = (Cell::new(0), Cell::new(0));
+        let guard = Self(Rc::new(Publisher { slots: slots.collect(), pending, busy }));
+        guard.0.publish();
+        guard.set_limit(limit);
+        guard
+    }
+
+    /// Whether anybody reads it.
+    pub fn is_published(&self) -> bool {
+        !self.0.slots.is_empty()
+    }
+
+    /// Counts one more connection in service until the returned guard is dropped.
+    #[must_use = "it counts until it is dropped"]
+    pub fn enter(&self) -> InService {
+        self.0.add(&self.0.pending, 1);
+        InService(Rc::clone(&self.0))
+    }
+
+    /// Says that the worker is busy (a long computation, out of descriptors) until the returned
+    /// guard is dropped: new connections go to the second choice, whatever the limit.
+    #[must_use = "it is busy until this is dropped"]
+    pub fn busy(&self) -> Busy {
+        self.0.add(&self.0.busy, 1);
+        Busy(Rc::clone(&self.0))
+    }
+
+    /// Sets the load to any number, for workers that count in units of their own.
+    pub fn set(&self, pending: u32) {
+        self.0.pending.set(pending);
+        self.0.publish();
+    }
+
+    /// Sets the load above which new connections go elsewhere, in place of the group's; `None` for
+    /// never. It is at least 1.
+    pub fn set_limit(&self, limit: Option<u32>) {
+        let limit = limit.map_or(NO_LIMIT, |limit| limit.clamp(1, NO_LIMIT));
+        self.0.slots.iter().for_each(|slot| slot.set_limit(limit));
+    }
+
+    /// What is published as the load: connections in service, or what [`LoadGuard::set`] said.
+    pub fn pending(&self) -> u32 {
+        self.0.pending.get()
+    }
+}
+
+impl Publisher {
+    fn add(&self, counter: &Cell<u32>, difference: i32) {
+        counter.set(counter.get().saturating_add_signed(difference));
+        self.publish();
+    }
+
+    fn publish(&self) {
+        let pending = if self.busy.get() > 0 { BUSY } else { self.pending.get() };
+        self.slots.iter().for_each(|slot| slot.set_pending(pending));
+    }
+}
+
+impl Drop for Publisher {
+    fn drop(&mut self) {
+        for slot in &self.slots {
+            // Without a limit, what is pending means nothing.
+            slot.set_limit(0);
+            slot.set_pending(0);
+        }
+    }
+}
+
+/// A connection in service.
+#[derive(Debug)]
+pub struct InService(Rc<Publisher>);
+
+impl Drop for InService {
+    fn drop(&mut self) {
+        self.0.add(&self.0.pending, -1);
+    }
+}
+
+/// A time in which the worker takes nothing new.
+#[derive(Debug)]
+pub struct Busy(Rc<Publisher>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.add(&self.0.busy, -1);
+    }
+}

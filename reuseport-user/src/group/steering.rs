@@ -1,0 +1,373 @@
+//! The ladder for sockets of our own: which rung, put there, and taken off again.
+
+use std::collections::HashMap;
+use std::os::fd::{AsFd as _, BorrowedFd};
+use std::sync::Arc;
+
+use reuseport_common::abi::{Policy, Role};
+
+use super::builder::GroupBuilder;
+use super::load::Slot;
+use super::members::Members;
+use super::open::Opened;
+use super::{GroupError, Notice};
+use crate::bpf::pins::Descriptors;
+use crate::discover::acquire::with_listener;
+use crate::discover::{Look, NetnsChoice, Target};
+use crate::model::{Cpu, Listener};
+use crate::plan::policy_str;
+use crate::rungs::{self, Choice, PassedOver, Rung, RungError, Why};
+use crate::steer::attach::AttachOptions;
+use crate::steer::attach::own::{self, Held};
+use crate::steer::change::Handshakes;
+use crate::steer::{Intent, Settings, SteerError};
+use crate::sys::{membarrier, netns};
+use crate::topology::Topology;
+
+/// What is in force on one address, and on whom.
+#[derive(Debug)]
+pub(super) struct Steered {
+    pub(super) members: Members,
+    /// The program, on [`Rung::Ebpf`].
+    pub(super) held: Option<Held>,
+    /// Slots of our listeners, in their order; none on the other rungs.
+    slots: Vec<u32>,
+    rung: Rung,
+    /// Since connections are steered away.
+    draining: Option<Draining>,
+}
+
+/// What had been on its way to our listeners when connections were steered away from them.
+#[derive(Debug)]
+struct Draining {
+    look: Look,
+    handshakes: Handshakes,
+}
+
+/// What the ladder came to.
+pub(super) struct Climbed {
+    pub(super) choice: Choice,
+    pub(super) steered: Vec<Steered>,
+    pub(super) notices: Vec<Notice>,
+}
+
+/// How to steer.
+pub(super) struct Plans<'a> {
+    pub(super) builder: &'a GroupBuilder,
+    pub(super) topology: &'a Topology,
+    /// By worker.
+    pub(super) cpus: &'a [Cpu],
+}
+
+/// Why a rung was not climbed. What had been done was undone.
+enum Refusal {
+    Steer(SteerError),
+    Why(Why),
+}
+
+impl Plans<'_> {
+    /// Puts the sockets on the best rung there is, or on the one that was demanded. `passed` is what
+    /// the process before this one passed on, by address.
+    pub(super) fn climb(
+        &self,
+        opened: &[Opened],
+        passed: &mut dyn FnMut(&Members) -> Option<Descriptors>,
+    ) -> Result<Climbed, GroupError> {
+        let find = |it: &Opened| Members::find(it, self.cpus);
+        let members: Vec<Members> = opened.iter().map(find).collect::<Result<_, _>>()?;
+        let mut passed_over = Vec::new();
+        let demanded = self.builder.rung;
+        let offered = Rung::LADDER.into_iter().filter(|&rung| demanded.is_none_or(|it| it == rung));
+        for rung in offered {
+            let climbed = match rung {
+                Rung::Ebpf => self.attach(&members, passed),
+                _ => self.set(rung, opened, &members, &passed_over).map(|()| {
+                    let without = |it| Steered::new(it, None, Vec::new(), rung);
+                    (members.iter().cloned().map(without).collect(), Vec::new())
+                }),
+            };
+            match climbed {
+                Ok((steered, notices)) => {
+                    let choice = Choice { rung, passed_over };
+                    return Ok(Climbed { choice, steered, notices });
+                }
+                Err(refusal) if demanded.is_some() => return Err(refusal.demanded(rung)),
+                Err(refusal) => passed_over.push(PassedOver { rung, why: refusal.why() }),
+            }
+        }
+        let why = Why::Unfit("it is no rung of the ladder".to_owned());
+        Err(GroupError::Rung { rung: demanded.unwrap_or(Rung::Hash), why })
+    }
+
+    /// Attaches the program on every address, or on none.
+    fn attach(
+        &self,
+        members: &[Members],
+        passed: &mut dyn FnMut(&Members) -> Option<Descriptors>,
+    ) -> Result<(Vec<Steered>, Vec<Notice>), Refusal> {
+        let mut steered: Vec<Steered> = Vec::new();
+        let mut notices = Vec::new();
+        for members in members {
+            let passed = passed(members);
+            match self.attach_one(members, passed) {
+                Ok((one, more)) => {
+                    steered.push(one);
+                    notices.extend(more);
+                }
+                Err(error) => {
+                    for one in &mut steered {
+                        // Best effort: the failure that is told is the first.
+                        let _detached = one.leave(self);
+                    }
+                    return Err(Refusal::Steer(error));
+                }
+            }
+        }
+        Ok((steered, notices))
+    }
+
+    fn attach_one(
+        &self,
+        members: &Members,
+        passed: Option<Descriptors>,
+    ) -> Result<(Steered, Vec<Notice>), SteerError> {
+        let options = self.options(members);
+        let waits = self.builder.standby && !members.older.is_empty();
+        let request = if waits {
+            members.request(&options, self.topology, Role::Standby, &[])
+        } else {
+            members.request(&options, self.topology, Role::Active, &members.older)
+        };
+        let (report, held) = own::attach(request, passed)?;
+        let slot = |listener: &Listener| {
+            let place = report.group.listeners.iter().position(|it| it.cookie == listener.cookie);
+            place.and_then(|place| report.slots.get(place).copied())
+        };
+        let slots: Option<Vec<u32>> = members.own().iter().map(slot).collect();
+        let slots = slots.ok_or(SteerError::Vanished { group: members.group.key })?;
+        let steered = Steered::new(members.clone(), Some(held), slots, Rung::Ebpf);
+        Ok((steered, report.notices))
+    }
+
+    /// Sets one of the lower rungs.
+    fn set(
+        &self,
+        rung: Rung,
+        opened: &[Opened],
+        members: &[Members],
+        passed_over: &[PassedOver],
+    ) -> Result<(), Refusal> {
+        if rung == Rung::Hash {
+            return Ok(());
+        }
+        if self.builder.policy != Policy::Cpu {
+            let policy = policy_str(self.builder.policy);
+            return Err(unfit(format!("it steers by CPU, and policy {policy} was asked for")));
+        }
+        if let Some(above) = passed_over.iter().find(|it| matches!(it.why, Why::Unfit(_))) {
+            // Another program decides, whatever is set.
+            return Err(unfit(above.why.to_string()));
+        }
+        if rung == Rung::ClassicBpf && members.iter().any(|it| !it.fresh) {
+            return Err(unfit("others are in the group, and their order is not known".to_owned()));
+        }
+        rungs::probe(rung).map_err(Refusal::Why)?;
+        let fds: Vec<Vec<(BorrowedFd<'_>, Option<Cpu>)>> =
+            opened.iter().map(|it| self.with_cpus(it)).collect();
+        for (done, fds_of_one) in fds.iter().enumerate() {
+            if let Err(error) = rungs::apply(rung, fds_of_one) {
+                for (fd, _) in fds[..done].iter().flatten() {
+                    // Best effort: the failure that is told is the first.
+                    let _removed = rungs::remove(&[*fd]);
+                }
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    fn with_cpus<'b>(&self, opened: &'b Opened) -> Vec<(BorrowedFd<'b>, Option<Cpu>)> {
+        let fds = opened.sockets.iter().map(|socket| socket.as_fd());
+        fds.zip(self.cpus.iter().copied().map(Some)).collect()
+    }
+
+    fn options(&self, members: &Members) -> AttachOptions {
+        let address = members.group.key.address;
+        let target = Target {
+            port: address.port(),
+            addrs: vec![address.ip()],
+            netns: NetnsChoice::Path(netns::OWN.into()),
+            protocol: members.group.key.protocol,
+        };
+        let policy = self.builder.policy;
+        AttachOptions { policy, settings: self.settings(), ..AttachOptions::new(target) }
+    }
+
+    fn settings(&self) -> Settings {
+        Settings { bpffs: self.builder.bpffs.clone(), ..Settings::default() }
+    }
+}
+
+impl Steered {
+    fn new(members: Members, held: Option<Held>, slots: Vec<u32>, rung: Rung) -> Self {
+        Self { members, held, slots, rung, draining: None }
+    }
+
+    /// Where each listener of ours publishes its load; `None` where nobody reads it.
+    pub(super) fn loads(&self) -> Result<Vec<Option<Slot>>, SteerError> {
+        let Some(held) = &self.held else { return Ok(vec![None; self.members.own().len()]) };
+        let of = |source| SteerError::Bpf { group: self.members.group.key, source };
+        let loads = Arc::new(held.pinned.maps.share_loads().map_err(of)?);
+        let slot = |&slot: &u32| Some(Slot { loads: Arc::clone(&loads), slot });
+        Ok(self.slots.iter().map(slot).collect())
+    }
+
+    /// Takes over from older processes of this program.
+    pub(super) fn take_over(&mut self, plans: &Plans<'_>) -> Result<(), GroupError> {
+        self.members.refresh()?;
+        let older = self.members.older.clone();
+        self.set_role(plans, Role::Active, &older).map(drop)
+    }
+
+    /// Gives our listeners another part; false where no program of ours is in force.
+    fn set_role(
+        &mut self,
+        plans: &Plans<'_>,
+        role: Role,
+        superseded: &[u64],
+    ) -> Result<bool, GroupError> {
+        let Some(held) = &mut self.held else { return Ok(false) };
+        let options = plans.options(&self.members);
+        let request = self.members.request(&options, plans.topology, role, superseded);
+        Ok(own::set_roles(&request, held)?)
+    }
+
+    /// What our listeners and the others in the map are to get.
+    fn intents(&self, plans: &Plans<'_>) -> Result<HashMap<u64, Intent>, SteerError> {
+        let settings = plans.settings();
+        self.held.as_ref().map_or_else(
+            || Ok(HashMap::new()),
+            |held| own::intents(&self.members.group.key, &settings, held),
+        )
+    }
+
+    fn is_ours(&self, cookie: u64) -> bool {
+        self.members.own().iter().any(|listener| listener.cookie == cookie)
+    }
+
+    /// Whether others are active in our stead. What cannot be seen is no reason to go.
+    pub(super) fn is_superseded(&self, plans: &Plans<'_>) -> bool {
+        let intents = self.intents(plans).unwrap_or_default();
+        let active = |ours: bool| {
+            let mut of = intents.iter().filter(|(cookie, _)| self.is_ours(**cookie) == ours);
+            of.any(|(_, intent)| intent.role == Role::Active)
+        };
+        active(false) && !active(true)
+    }
+
+    /// Sends new connections to the others of the group, if there are any and the rung can.
+    pub(super) fn steer_away(&mut self, plans: &Plans<'_>) -> Result<bool, GroupError> {
+        self.members.refresh()?;
+        let away = if self.held.is_some() {
+            let shared = self.intents(plans)?.keys().any(|&cookie| !self.is_ours(cookie));
+            shared && self.set_role(plans, Role::Drained, &[])?
+        } else if self.rung == Rung::IncomingCpu && !self.members.others().is_empty() {
+            self.unset()?;
+            true
+        } else {
+            false
+        };
+        if away {
+            // Whoever read the old table, or the old options, is done with it then.
+            membarrier::wait_for_packets();
+            let target = plans.options(&self.members).target;
+            let mut look = Look::open(&target, &self.members.group.netns)?;
+            let handshakes = Handshakes::find(&mut look)?;
+            self.draining = Some(Draining { look, handshakes });
+        }
+        Ok(away)
+    }
+
+    /// Whether nothing waits at our listeners, or is on its way to them since before.
+    pub(super) fn is_drained(&mut self) -> Result<bool, GroupError> {
+        if let Some(Draining { look, handshakes }) = &mut self.draining {
+            // Before the queues, for that is where they end up.
+            handshakes.update(look)?;
+            if !handshakes.left() == 0 {
+                return Ok(false);
+            }
+        }
+        Ok(self.members.queued()? == 0)
+    }
+
+    /// Takes our listeners out of the steering; all of it off, where nobody else is steered.
+    pub(super) fn leave(&mut self, plans: &Plans<'_>) -> Result<(), GroupError> {
+        self.members.refresh()?;
+        if self.held.is_none() {
+            self.unset()?;
+        } else if self.intents(plans)?.keys().any(|&cookie| !self.is_ours(cookie)) {
+            self.set_role(plans, Role::Drained, &[])?;
+        } else if let Some(held) = &self.held {
+            let (group, settings) = (&self.members.group, plans.settings());
+            if self.members.own().is_empty() {
+                // The kernel took the program off with the last socket.
+                own::clear(&group.key, &settings, held)?;
+            } else {
+                own::detach(group, &settings, held)?;
+            }
+        }
+        // Nothing is left to take off.
+        (self.held, self.rung) = (None, Rung::Hash);
+        Ok(())
+    }
+
+    /// Removes what a lower rung set.
+    fn unset(&self) -> Result<(), GroupError> {
+        if matches!(self.rung, Rung::Ebpf | Rung::Hash) {
+            return Ok(());
+        }
+        for listener in self.members.own() {
+            match with_listener(listener, &self.members.group.key, |fd| rungs::remove(&[fd])) {
+                Ok(removed) => {
+                    removed.map_err(|error| GroupError::from_rung(self.rung, &error))?;
+                }
+                // Its worker closed it.
+                Err(error) if error.is_gone() => {}
+                Err(error) => return Err(SteerError::from(error).into()),
+            }
+        }
+        Ok(())
+    }
+}
+
+fn unfit(why: String) -> Refusal {
+    Refusal::Why(Why::Unfit(why))
+}
+
+impl From<RungError> for Refusal {
+    fn from(error: RungError) -> Self {
+        Self::Why(Why::Untried(error.to_string()))
+    }
+}
+
+impl Refusal {
+    /// As the reason for a lower rung.
+    fn why(self) -> Why {
+        match self {
+            Self::Why(why) => why,
+            Self::Steer(SteerError::Bpf { source, .. }) => Why::from(&source),
+            Self::Steer(error @ (SteerError::Foreign { .. } | SteerError::Suspicious { .. })) => {
+                Why::Unfit(error.to_string())
+            }
+            Self::Steer(error) => Why::Untried(error.to_string()),
+        }
+    }
+
+    /// As a failure.
+    fn demanded(self, rung: Rung) -> GroupError {
+        match self {
+            Self::Why(why) => GroupError::Rung { rung, why },
+            Self::Steer(error) => error.into(),
+        }
+    }
+}
