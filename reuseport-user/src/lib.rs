@@ -10,14 +10,23 @@
 //! [`steer`] is where the stages meet; [`sys`] is the only module with `unsafe` code and raw
 //! system calls.
 
+#![deny(missing_docs)]
+
+pub mod agent;
 pub mod bpf;
 #[cfg(feature = "cli")]
 pub mod cli;
 #[cfg(feature = "cli")]
 pub mod demo;
 pub mod discover;
+pub mod group;
+#[cfg(feature = "cli")]
+pub mod launch;
+mod loopback;
 pub mod model;
+pub mod observe;
 pub mod plan;
+pub mod rungs;
 pub mod steer;
 pub mod sys;
 pub mod topology;

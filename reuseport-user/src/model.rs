@@ -4,7 +4,7 @@ use std::fmt;
 use std::net::{IpAddr, SocketAddr};
 
 use reuseport_common::abi::RawGroupKey;
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 mod cpuset;
 
@@ -17,7 +17,7 @@ pub type Cpu = u32;
 pub type Pid = u32;
 
 /// The transport of a group.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Protocol {
     /// Listeners.
@@ -46,7 +46,7 @@ impl fmt::Display for Protocol {
 }
 
 /// A network namespace, by what identifies it and what opens it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Netns {
     /// `SO_NETNS_COOKIE`: unique until reboot. The inode where the kernel has none (before 5.14).
     pub cookie: u64,
@@ -60,7 +60,7 @@ pub struct Netns {
 
 /// Everything that makes two reuseport groups distinct (`inet_reuseport_add_sock`), and the
 /// namespace and protocol. Never just a port: two containers with the same address are two groups.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct GroupKey {
     /// [`Netns::cookie`].
     pub netns: u64,
@@ -139,7 +139,7 @@ impl fmt::Display for GroupKey {
 }
 
 /// A process that has a listener open. Not every holder serves it (nginx's master never does).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 pub struct Holder {
     /// The process.
     pub pid: Pid,
@@ -148,7 +148,7 @@ pub struct Holder {
 }
 
 /// How we know that a worker serves a listener, strongest first.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Evidence {
     /// The user said so (`--worker`, `--order`).
@@ -166,7 +166,7 @@ pub enum Evidence {
 }
 
 /// A process or thread that accepts from a listener.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Worker {
     /// The process.
     pub pid: Pid,
@@ -180,8 +180,19 @@ pub struct Worker {
     pub evidence: Evidence,
 }
 
+/// `pgbouncer 4711`, `haproxy 12/13`.
+impl fmt::Display for Worker {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.name, self.pid)?;
+        match self.tid {
+            Some(tid) => write!(f, "/{tid}"),
+            None => Ok(()),
+        }
+    }
+}
+
 /// Who accepts from a listener.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Served {
     /// These workers; several for a pre-forked family that shares one listener.
@@ -190,8 +201,23 @@ pub enum Served {
     Unknown(String),
 }
 
+/// The first few of them, and how many more there are.
+impl fmt::Display for Served {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        const FEW: usize = 3;
+        let Self::By(workers) = self else { return f.write_str("unknown") };
+        for (place, worker) in workers.iter().take(FEW).enumerate() {
+            write!(f, "{}{worker}", if place > 0 { ", " } else { "" })?;
+        }
+        match workers.len().saturating_sub(FEW) {
+            0 => Ok(()),
+            more => write!(f, " and {more} more"),
+        }
+    }
+}
+
 /// One listening socket.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Listener {
     /// `SO_COOKIE`: unique until reboot, and what the sockarray reads back.
     pub cookie: u64,
@@ -218,9 +244,10 @@ impl Listener {
 }
 
 /// Listeners that the kernel balances among.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Group {
     /// What sets it apart.
+    #[serde(rename = "group")]
     pub key: GroupKey,
     /// Where it is.
     pub netns: Netns,

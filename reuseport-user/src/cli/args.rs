@@ -3,14 +3,17 @@
 use std::net::IpAddr;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::ValueEnum;
 use reuseport_common::abi::Policy;
 
 use crate::bpf::pins::BPFFS;
+use crate::discover::overrides::Overrides;
 use crate::discover::{NetnsChoice, Target};
 use crate::model::{Cpu, CpuSet, Pid, Protocol};
-use crate::steer::{Settings, Weight};
+use crate::rungs::Rung;
+use crate::steer::{Ladder, Settings, Weight};
 
 /// Which groups are meant.
 #[derive(Debug, clap::Args)]
@@ -25,12 +28,29 @@ pub(super) struct TargetArgs {
 /// What narrows a port down.
 #[derive(Debug, clap::Args)]
 pub(super) struct WhereArgs {
-    /// Only the groups on this local address (repeatable); without it all on the port
-    #[arg(short, long, value_name = "IP")]
-    addr: Vec<IpAddr>,
+    #[command(flatten)]
+    place: PlaceArgs,
     /// Look in the network namespace of this process
     #[arg(long, value_name = "PID", value_parser = clap::value_parser!(Pid).range(1..), conflicts_with = "netns")]
     pid: Option<Pid>,
+}
+
+/// A port, where another option tells whose namespace it is in.
+#[derive(Debug, clap::Args)]
+pub(super) struct PortArgs {
+    /// Port that the listeners share
+    #[arg(short, long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
+    port: u16,
+    #[command(flatten)]
+    place: PlaceArgs,
+}
+
+/// What narrows a port down, but for a process.
+#[derive(Debug, clap::Args)]
+struct PlaceArgs {
+    /// Only the groups on this local address (repeatable); without it all on the port
+    #[arg(short, long, value_name = "IP")]
+    addr: Vec<IpAddr>,
     /// Look in this network namespace (/run/netns/NAME, /proc/PID/ns/net)
     #[arg(long, value_name = "PATH")]
     netns: Option<PathBuf>,
@@ -47,7 +67,20 @@ impl TargetArgs {
 
 impl WhereArgs {
     pub(super) fn target(&self, port: u16) -> Target {
-        let netns = match (&self.netns, self.pid) {
+        self.place.target(port, self.pid)
+    }
+}
+
+impl PortArgs {
+    /// In the namespace of `pid`, where none is named.
+    pub(super) fn target(&self, pid: Option<Pid>) -> Target {
+        self.place.target(self.port, pid)
+    }
+}
+
+impl PlaceArgs {
+    fn target(&self, port: u16, pid: Option<Pid>) -> Target {
+        let netns = match (&self.netns, pid) {
             (Some(path), _) => NetnsChoice::Path(path.clone()),
             (None, Some(pid)) => NetnsChoice::Pid(pid),
             (None, None) => NetnsChoice::Auto,
@@ -63,6 +96,13 @@ pub(super) struct CommonArgs {
     /// Print JSON
     #[arg(long)]
     pub(super) json: bool,
+    #[command(flatten)]
+    settings: SettingsArgs,
+}
+
+/// Where things are.
+#[derive(Debug, clap::Args)]
+pub(super) struct SettingsArgs {
     /// Where the BPF file system is mounted
     #[arg(long, value_name = "PATH", default_value = BPFFS)]
     bpffs: PathBuf,
@@ -72,6 +112,12 @@ pub(super) struct CommonArgs {
 }
 
 impl CommonArgs {
+    pub(super) fn settings(&self) -> Settings {
+        self.settings.settings()
+    }
+}
+
+impl SettingsArgs {
     pub(super) fn settings(&self) -> Settings {
         Settings { bpffs: self.bpffs.clone(), verifier_log: self.verifier_log }
     }
@@ -101,11 +147,81 @@ impl From<PolicyArg> for Policy {
     }
 }
 
+/// `--rung`.
+#[derive(Clone, Copy, Debug, ValueEnum)]
+pub(super) enum RungArg {
+    /// The best that is permitted and fits
+    Auto,
+    /// The eBPF program
+    Ebpf,
+    /// SO_INCOMING_CPU on each listener: one CPU each, no second choice (Linux 6.2, or 6.1 with the fix)
+    IncomingCpu,
+    /// A classic BPF program, right until a listener joins or leaves
+    ClassicBpf,
+    /// The kernel's hash: detach
+    Hash,
+}
+
+impl From<RungArg> for Ladder {
+    fn from(arg: RungArg) -> Self {
+        Self::Only(match arg {
+            RungArg::Auto => return Self::Auto,
+            RungArg::Ebpf => Rung::Ebpf,
+            RungArg::IncomingCpu => Rung::IncomingCpu,
+            RungArg::ClassicBpf => Rung::ClassicBpf,
+            RungArg::Hash => Rung::Hash,
+        })
+    }
+}
+
+/// What the user knows better than what can be seen.
+#[derive(Debug, clap::Args)]
+pub(super) struct OverrideArgs {
+    /// The CPUs a worker runs on, where that cannot be seen (repeatable)
+    #[arg(long, value_name = "PID[/TID]=CPUS")]
+    worker: Vec<OfWorker<Cpus>>,
+    /// CPUs of the listeners in order of their creation, where that cannot be seen
+    #[arg(long, value_name = "CPUS")]
+    order: Option<CpuOrder>,
+}
+
+impl OverrideArgs {
+    pub(super) fn overrides(&self) -> Overrides {
+        let worker = |it: &OfWorker<Cpus>| (it.id.pid, it.id.tid, it.value.0.clone());
+        Overrides {
+            workers: self.worker.iter().map(worker).collect(),
+            order: self.order.as_ref().map(|cpus| cpus.0.clone()),
+        }
+    }
+}
+
+/// `PID[/TID]`.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct WorkerId {
+    pub(super) pid: Pid,
+    pub(super) tid: Option<Pid>,
+}
+
+impl FromStr for WorkerId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, String> {
+        let (pid, tid) = match text.split_once('/') {
+            Some((pid, tid)) => (pid, Some(tid)),
+            None => (text, None),
+        };
+        let id = |text: &str| {
+            let id = text.parse::<Pid>().ok().filter(|&id| id > 0);
+            id.ok_or_else(|| format!("`{text}` is not a process or thread id"))
+        };
+        Ok(Self { pid: id(pid)?, tid: tid.map(id).transpose()? })
+    }
+}
+
 /// `PID[/TID]=VALUE`.
 #[derive(Clone, Debug)]
 pub(super) struct OfWorker<T> {
-    pub(super) pid: Pid,
-    pub(super) tid: Option<Pid>,
+    pub(super) id: WorkerId,
     pub(super) value: T,
 }
 
@@ -115,16 +231,8 @@ impl<T: FromStr<Err: std::fmt::Display>> FromStr for OfWorker<T> {
     fn from_str(text: &str) -> Result<Self, String> {
         let (worker, value) =
             text.split_once('=').ok_or("expected PID=... or PID/TID=...".to_owned())?;
-        let (pid, tid) = match worker.split_once('/') {
-            Some((pid, tid)) => (pid, Some(tid)),
-            None => (worker, None),
-        };
-        let id = |text: &str| {
-            let id = text.parse::<Pid>().ok().filter(|&id| id > 0);
-            id.ok_or_else(|| format!("`{text}` is not a process or thread id"))
-        };
         let value = value.parse().map_err(|error: T::Err| error.to_string())?;
-        Ok(Self { pid: id(pid)?, tid: tid.map(id).transpose()?, value })
+        Ok(Self { id: worker.parse()?, value })
     }
 }
 
@@ -174,7 +282,25 @@ impl FromStr for Percent {
 
 impl From<&OfWorker<Percent>> for Weight {
     fn from(arg: &OfWorker<Percent>) -> Self {
-        Self { pid: arg.pid, tid: arg.tid, percent: arg.value.0 }
+        Self { pid: arg.id.pid, tid: arg.id.tid, percent: arg.value.0 }
+    }
+}
+
+/// `500ms`, `1s`, `2m`.
+pub(super) fn duration(text: &str) -> Result<Duration, String> {
+    let wrong = || format!("`{text}` is not a time such as 500ms, 1s or 2m");
+    let digits = text.find(|letter: char| !letter.is_ascii_digit()).unwrap_or(text.len());
+    let (count, unit) = text.split_at(digits);
+    let count: u32 = count.parse().map_err(|_not_a_number| wrong())?;
+    let unit = match unit {
+        "ms" => Duration::from_millis(1),
+        "s" => Duration::from_secs(1),
+        "m" => Duration::from_mins(1),
+        _ => return Err(wrong()),
+    };
+    match unit.checked_mul(count) {
+        Some(time) if !time.is_zero() => Ok(time),
+        _ => Err(wrong()),
     }
 }
 
@@ -195,7 +321,7 @@ mod tests {
     #[test]
     fn workers_are_read_or_refused() {
         let worker: OfWorker<Cpus> = "12/34=0-1,4".parse().unwrap();
-        assert_eq!((worker.pid, worker.tid), (12, Some(34)));
+        assert_eq!((worker.id.pid, worker.id.tid), (12, Some(34)));
         assert_eq!(worker.value.0, CpuSet::from([0, 1, 4]));
         let weight: OfWorker<Percent> = "7=50%".parse().unwrap();
         assert_eq!(Weight::from(&weight), Weight { pid: 7, tid: None, percent: 50 });
@@ -209,6 +335,16 @@ mod tests {
         }
         for text in ["1=-1", "1=a", "1=10001", "1=1.5"] {
             assert!(text.parse::<OfWorker<Percent>>().is_err(), "{text:?}");
+        }
+    }
+
+    #[test]
+    fn times_are_read_or_refused() {
+        assert_eq!(duration("500ms"), Ok(Duration::from_millis(500)));
+        assert_eq!(duration("1s"), Ok(Duration::from_secs(1)));
+        assert_eq!(duration("2m"), Ok(Duration::from_mins(2)));
+        for text in ["", "1", "s", "0s", "-1s", "1.5s", "1h", "99999999999s"] {
+            assert!(duration(text).is_err(), "{text:?}");
         }
     }
 }

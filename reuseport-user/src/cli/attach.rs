@@ -3,11 +3,12 @@
 use std::io::{self, Write};
 
 use anyhow::Result;
+use reuseport_common::abi::Policy;
 
-use super::args::{CommonArgs, CpuOrder, Cpus, OfWorker, Percent, PolicyArg, TargetArgs};
-use super::output::{BOLD, notices, served, table, to_json};
-use crate::discover::overrides::Overrides;
-use crate::plan::policy_str;
+use super::args::{CommonArgs, OfWorker, OverrideArgs, Percent, PolicyArg, RungArg, TargetArgs};
+use super::output::{BOLD, notices, table, to_json};
+use crate::plan::{Plan, SeatPlan, policy_str};
+use crate::rungs::{PassedOver, Rung};
 use crate::steer::{AttachOptions, AttachReport, attach};
 
 /// Steer the listeners on a port; again: re-plan in place
@@ -23,6 +24,7 @@ Examples:
   reuseport-steer attach --port 6432 --dry-run --json
   reuseport-steer attach --port 443 --addr 10.0.0.5 --pin
   reuseport-steer attach --port 8080 --worker 4711=0 --worker 4712=1
+  reuseport-steer attach --port 8080 --rung auto
   reuseport-steer attach --port 8080 --policy round-robin --weight 4712=25")]
 pub(super) struct Args {
     #[command(flatten)]
@@ -33,21 +35,20 @@ pub(super) struct Args {
     /// What decides where a connection goes
     #[arg(long, value_enum, default_value_t = PolicyArg::Cpu)]
     policy: PolicyArg,
-    /// A worker's share in percent of a normal one; 0 takes none (repeatable)
+    /// A worker's share in percent of a normal one; 0 takes none; remembered (repeatable)
     #[arg(long, value_name = "PID[/TID]=PERCENT")]
     weight: Vec<OfWorker<Percent>>,
-    /// The CPUs a worker runs on, where that cannot be seen (repeatable)
-    #[arg(long, value_name = "PID[/TID]=CPUS")]
-    worker: Vec<OfWorker<Cpus>>,
-    /// CPUs of the listeners in order of their creation, where that cannot be seen
-    #[arg(long, value_name = "CPUS")]
-    order: Option<CpuOrder>,
+    #[command(flatten)]
+    overrides: OverrideArgs,
     /// Pin workers that may run on several CPUs to the one the plan gives them
     #[arg(long)]
     pin: bool,
     /// Replace a program that somebody else attached; detaching does not bring it back
     #[arg(long)]
     takeover: bool,
+    /// The mechanism; auto takes the best that is permitted and fits, and says why not a better one
+    #[arg(long, value_enum, default_value_t = RungArg::Ebpf)]
+    rung: RungArg,
     /// Let the program log the connections it cannot steer; `reuseport-steer log` shows them
     #[arg(long)]
     log_misses: bool,
@@ -57,13 +58,13 @@ pub(super) struct Args {
 
 impl Args {
     fn options(&self) -> AttachOptions {
-        let workers = self.worker.iter().map(|it| (it.pid, it.tid, it.value.0.clone())).collect();
         AttachOptions {
-            overrides: Overrides { workers, order: self.order.as_ref().map(|cpus| cpus.0.clone()) },
+            overrides: self.overrides.overrides(),
             policy: self.policy.into(),
             weights: self.weight.iter().map(Into::into).collect(),
             pin: self.pin,
             takeover: self.takeover,
+            rung: self.rung.into(),
             dry_run: self.dry_run,
             log: self.log_misses,
             settings: self.common.settings(),
@@ -84,44 +85,57 @@ pub(super) fn run(args: &Args) -> Result<()> {
     Ok(())
 }
 
+fn headline(report: &AttachReport) -> String {
+    let policy = policy_str(report.plan.policy);
+    let rung = report.rung.rung;
+    match (report.attached, report.applied, rung) {
+        (Some(attached), _, _) => format!(
+            "{}: policy {policy}, program {}, generation {}, {}",
+            if attached.in_place { "re-planned in place" } else { "attached" },
+            attached.program_id,
+            attached.generation,
+            if attached.migrates {
+                "connections of a closing listener migrate"
+            } else {
+                "no migration on this kernel"
+            }
+        ),
+        (None, Some(_), Rung::Hash) => "not steered: the kernel's hash decides".to_owned(),
+        (None, Some(applied), Rung::IncomingCpu) => {
+            format!("attached: rung {rung}, SO_INCOMING_CPU set on {} listeners", applied.set)
+        }
+        (None, Some(applied), _) => {
+            format!("attached: rung {rung}, a program for {} listeners", applied.set)
+        }
+        (None, None, Rung::Ebpf) => {
+            format!("would be steered (nothing was changed): policy {policy}")
+        }
+        (None, None, _) => {
+            format!("would be steered (nothing was changed): policy {policy}, rung {rung}")
+        }
+    }
+}
+
 fn print(report: &AttachReport, out: &mut impl Write) -> io::Result<()> {
     let plan = &report.plan;
-    let key = &report.group.key;
-    match report.attached {
-        Some(attached) => {
-            let how = if attached.in_place { "re-planned in place" } else { "attached" };
-            writeln!(
-                out,
-                "{BOLD}{key}{BOLD:#}  {how}: policy {}, program {}, generation {}, {}",
-                policy_str(plan.policy),
-                attached.program_id,
-                attached.generation,
-                if attached.migrates {
-                    "connections of a closing listener migrate"
-                } else {
-                    "no migration on this kernel"
-                }
-            )?;
-        }
-        None => writeln!(
-            out,
-            "{BOLD}{key}{BOLD:#}  would be steered (nothing was changed): policy {}",
-            policy_str(plan.policy)
-        )?,
+    writeln!(out, "{BOLD}{}{BOLD:#}  {}", report.group.key, headline(report))?;
+    for PassedOver { rung, why } in &report.rung.passed_over {
+        writeln!(out, "  not {rung}: {why}")?;
     }
     let seats = report.group.listeners.iter().zip(&report.slots).map(|(listener, slot)| {
         let seat = plan.seats.iter().find(|seat| seat.slot == *slot);
-        let home = seat.and_then(|seat| seat.home);
-        vec![
-            slot.to_string(),
-            served(&listener.served),
-            listener.cpus().to_string(),
-            home.map_or_else(|| "-".to_owned(), |cpu| cpu.to_string()),
-            seat.map_or_else(String::new, |seat| seat.cpus.to_string()),
-        ]
+        let home =
+            seat.and_then(|seat| seat.home).map_or_else(|| "-".to_owned(), |it| it.to_string());
+        let gets = match report.rung.rung {
+            Rung::Ebpf | Rung::ClassicBpf => seat.map_or_else(String::new, |it| share(plan, it)),
+            Rung::IncomingCpu => home.clone(),
+            Rung::Hash => "hashed".to_owned(),
+        };
+        vec![slot.to_string(), listener.served.to_string(), listener.cpus().to_string(), home, gets]
     });
-    table(out, &["SLOT", "WORKER", "MAY RUN ON", "COUNTED ON", "GETS CPUS"], seats.collect())?;
-    if report.attached.is_none() {
+    let gets = if plan.policy == Policy::Cpu { "GETS CPUS" } else { "GETS" };
+    table(out, &["SLOT", "WORKER", "MAY RUN ON", "COUNTED ON", gets], seats.collect())?;
+    if report.attached.is_none() && report.applied.is_none() {
         for row in &plan.rows_explained {
             writeln!(out, "  {row}")?;
         }
@@ -138,4 +152,13 @@ fn print(report: &AttachReport, out: &mut impl Write) -> io::Result<()> {
         writeln!(out, "  note: {warning}")?;
     }
     notices(out, &report.notices)
+}
+
+/// What a seat gets: CPUs, or a part of the table where rows are no CPUs.
+fn share(plan: &Plan, seat: &SeatPlan) -> String {
+    if plan.policy == Policy::Cpu {
+        return seat.cpus.to_string();
+    }
+    let percent = 100.0 * f64::from(seat.entries) / plan.table.len().max(1) as f64;
+    format!("{percent:.0} %")
 }

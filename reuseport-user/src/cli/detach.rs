@@ -10,9 +10,9 @@ use crate::steer::{Detached, detach};
 
 /// Give a port back to the kernel's hash
 ///
-/// Takes our program off and removes its pins; connections go on, new ones are picked by hash.
-/// Done already is done, and a program that is not ours is left where it is. Pins of a group that
-/// is gone are removed too.
+/// Takes our program off and removes its pins, or undoes what `attach --rung` set instead; connections
+/// go on, new ones are picked by hash. Done already is done; what is not ours, a program or a server's
+/// own SO_INCOMING_CPU, is left as it is. Pins of a group that is gone are removed too.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:

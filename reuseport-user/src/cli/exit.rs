@@ -2,11 +2,16 @@
 
 use std::io;
 
+use super::agent::ConfigError;
+use super::top::TopError;
 use crate::bpf::BpfError;
 use crate::bpf::pins::PinsError;
 use crate::demo::DemoError;
 use crate::discover::DiscoverError;
 use crate::discover::acquire::AcquireError;
+use crate::launch::{LaunchError, Status};
+use crate::observe::http::{FetchError, ServeError};
+use crate::rungs::Why;
 use crate::steer::SteerError;
 use crate::sys::netns::NetnsError;
 
@@ -17,11 +22,39 @@ const NOT_STEERABLE: u8 = 4;
 const NOT_PERMITTED: u8 = 5;
 const SYSTEM: u8 = 6;
 const CONFLICT: u8 = 7;
+const NOT_SERVING: u8 = 8;
+/// As `env`, `nohup` and shells have it.
+const NOT_EXECUTABLE: u8 = 126;
+const NO_PROGRAM: u8 = 127;
 
 /// The exit code of a failure.
 pub(super) fn code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<SteerError>() {
         return steer(error);
+    }
+    if error.is::<TopError>() {
+        return USAGE;
+    }
+    match error.downcast_ref::<FetchError>() {
+        Some(FetchError::Connect { source, .. })
+            if source.kind() == io::ErrorKind::PermissionDenied =>
+        {
+            return NOT_PERMITTED;
+        }
+        Some(_) => return NOT_FOUND,
+        None => {}
+    }
+    match error.downcast_ref::<ServeError>() {
+        Some(ServeError::Remote(_)) => return USAGE,
+        Some(ServeError::Taken(_)) => return CONFLICT,
+        Some(ServeError::Listen { source, .. }) => return of_io(source),
+        None => {}
+    }
+    if let Some(error) = error.downcast_ref::<LaunchError>() {
+        return launch(error);
+    }
+    if error.is::<ConfigError>() {
+        return USAGE;
     }
     match error.downcast_ref::<DemoError>() {
         Some(DemoError::SteeringOn { source, .. } | DemoError::SteeringOff { source, .. }) => {
@@ -33,20 +66,67 @@ pub(super) fn code(error: &anyhow::Error) -> u8 {
     }
 }
 
+fn launch(error: &LaunchError) -> u8 {
+    match error {
+        LaunchError::Placement(_) | LaunchError::Template(_) => USAGE,
+        LaunchError::PortInUse { .. } => CONFLICT,
+        LaunchError::Listen { source, .. } => match source.kind() {
+            io::ErrorKind::AddrInUse => CONFLICT,
+            io::ErrorKind::AddrNotAvailable => NOT_FOUND,
+            io::ErrorKind::PermissionDenied => NOT_PERMITTED,
+            _ => SYSTEM,
+        },
+        LaunchError::NotStarted { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound => NO_PROGRAM,
+            io::ErrorKind::PermissionDenied => NOT_EXECUTABLE,
+            _ => SYSTEM,
+        },
+        LaunchError::EndedAtOnce { status, .. } | LaunchError::CrashLoop { status, .. } => {
+            match *status {
+                Status::Exited(0) => NOT_SERVING,
+                // The kernel keeps eight bits.
+                Status::Exited(status) => status as u8,
+                Status::Signalled(signal) => 128 | signal as u8,
+            }
+        }
+        LaunchError::NeverListened { .. } | LaunchError::NeverAccepted { .. } => NOT_SERVING,
+        LaunchError::Unfit(error) | LaunchError::Steer(error) => steer(error),
+        LaunchError::Topology(_)
+        | LaunchError::Dump(_)
+        | LaunchError::Syscall(_)
+        | LaunchError::Own { .. } => SYSTEM,
+    }
+}
+
 fn steer(error: &SteerError) -> u8 {
     match error {
         SteerError::Discover(error) => discover(error),
-        SteerError::Override(_) | SteerError::UnusedWeight { .. } | SteerError::Plan(_) => USAGE,
+        SteerError::Override(_)
+        | SteerError::UnusedWeight { .. }
+        | SteerError::NobodyThere { .. }
+        | SteerError::Plan(_) => USAGE,
         SteerError::Pins(error) => pins(error),
         SteerError::Bpf { source, .. } => bpf(source),
         SteerError::Acquire(error) => acquire(error),
-        SteerError::GroupOfOne { .. } | SteerError::UnknownWorkers { .. } => NOT_STEERABLE,
+        SteerError::GroupOfOne { .. }
+        | SteerError::UnknownWorkers { .. }
+        | SteerError::NobodyLeft { .. }
+        | SteerError::NoRoom { .. } => NOT_STEERABLE,
         SteerError::Foreign { .. }
         | SteerError::Suspicious { .. }
         | SteerError::SocketTaken { .. }
         | SteerError::Frozen { .. } => CONFLICT,
-        SteerError::Topology(_) | SteerError::Fill { .. } => SYSTEM,
-        SteerError::Vanished { .. } => NOT_FOUND,
+        SteerError::Rung { why, .. } => match why {
+            Why::NotPermitted(_) => NOT_PERMITTED,
+            Why::Unfit(_) => USAGE,
+            Why::Unsupported(_) | Why::Untried(_) => SYSTEM,
+        },
+        SteerError::EbpfRefused { source, .. } => steer(source),
+        SteerError::Topology(_) | SteerError::Fill { .. } | SteerError::Rungs(_) => SYSTEM,
+        SteerError::Vanished { .. }
+        | SteerError::NotSteered { .. }
+        | SteerError::AmbiguousSlot { .. } => NOT_FOUND,
+        SteerError::NotEmpty { .. } => OTHER,
     }
 }
 
@@ -83,14 +163,18 @@ fn acquire(error: &AcquireError) -> u8 {
 
 fn pins(error: &PinsError) -> u8 {
     match error {
-        PinsError::Locked { .. } => CONFLICT,
+        PinsError::Locked { .. } | PinsError::Owned { .. } => CONFLICT,
         PinsError::Unsafe { .. } => NOT_PERMITTED,
         PinsError::NotBpffs { .. } | PinsError::NotDirectory { .. } => SYSTEM,
-        PinsError::Io { source, .. } => match source.kind() {
-            io::ErrorKind::PermissionDenied => NOT_PERMITTED,
-            _ => SYSTEM,
-        },
+        PinsError::Io { source, .. } => of_io(source),
         PinsError::Bpf(error) => bpf(error),
+    }
+}
+
+fn of_io(error: &io::Error) -> u8 {
+    match error.kind() {
+        io::ErrorKind::PermissionDenied => NOT_PERMITTED,
+        _ => SYSTEM,
     }
 }
 

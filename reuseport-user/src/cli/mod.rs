@@ -8,15 +8,22 @@ use std::process::ExitCode;
 
 use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 
+mod agent;
 mod args;
 mod attach;
 mod demo;
 mod detach;
+mod drain;
 mod exit;
 mod generate;
 mod log;
+mod metrics;
 mod output;
+mod run;
 mod status;
+mod top;
+mod undrain;
+mod weight;
 
 /// Steer SO_REUSEPORT listeners by the CPU that received the connection
 ///
@@ -36,18 +43,26 @@ Examples:
   reuseport-steer demo                          See what steering does on this machine
   reuseport-steer attach --port 6432 --dry-run  Show the plan and its reasons, change nothing
   reuseport-steer attach --port 6432            Steer
+  reuseport-steer agent --port 6432             Steer, and keep it right
+  reuseport-steer run --port 6432 -- pgbouncer /etc/pgbouncer/%i.ini
+                                                Start one per core, steer them, keep them running
   reuseport-steer status                        What is steered, and what is wrong with it
+  reuseport-steer drain --port 6432 --slot 1    Give a worker nothing new, before it is stopped
   reuseport-steer detach --port 6432            Give it back to the kernel's hash
 
 Exit codes:
   0  done (also: already so)
   1  failed for another reason; the message says which
   2  the command line is wrong, or an option fits nothing that was found
-  3  nothing to work on: nobody listens there, or the choice is ambiguous
-  4  found, but cannot be steered as it is: no SO_REUSEPORT, one listener, MPTCP, worker unknown
+  3  nothing to work on: nobody listens there, nothing is steered, or the choice is ambiguous
+  4  found, but cannot be steered as it is: no SO_REUSEPORT, one listener, MPTCP, worker unknown,
+     nobody left that would take connections
   5  not permitted: a capability, ptrace or seccomp rule is in the way
   6  the system lacks something: bpffs, a kernel feature, memory limits
-  7  somebody else's: a foreign program or map, or another instance at work
+  7  somebody else's: a foreign program or map, another instance or agent at work, a port in use
+  8  run: a worker does not listen, or ended with status 0 where it should serve
+  126, 127  run: the program may not be executed, is not there
+run ends with the status of the first worker that failed for good; 128 + N for signal N.
 
 Needs CAP_BPF and CAP_SYS_PTRACE; CAP_PERFMON to see whose program is attached; CAP_SYS_ADMIN
 for other network namespaces; CAP_DAC_READ_SEARCH to see which thread of another user's process
@@ -60,8 +75,22 @@ enum Verb {
     Attach(attach::Args),
     /// Give a port back to the kernel's hash
     Detach(detach::Args),
+    /// Give a worker nothing new, and wait until it accepted what it had got
+    Drain(drain::Args),
+    /// Give a drained worker its share again
+    Undrain(undrain::Args),
+    /// Set workers' shares, for a canary or a slow one
+    Weight(weight::Args),
+    /// Keep ports steered while workers come, go, move and die
+    Agent(agent::Args),
+    /// Start copies of a program, one per CPU, steer them, and keep them running
+    Run(run::Args),
     /// Show what is steered, by whom, and what is wrong with it
     Status(status::Args),
+    /// Watch what is steered where, live
+    Top(top::Args),
+    /// Print metrics in Prometheus' text format
+    Metrics(metrics::Args),
     /// Show what steering does on this machine, with a server of its own
     Demo(demo::Args),
     /// Follow the program's log (after `attach --log-misses`)
@@ -73,6 +102,9 @@ enum Verb {
     /// A worker of the demo
     #[command(hide = true)]
     DemoWorker,
+    /// What ends the workers of `run` when it was killed
+    #[command(hide = true)]
+    RunGuard,
 }
 
 /// Runs the command line of this process.
@@ -82,12 +114,20 @@ pub fn main() -> ExitCode {
     let result = match cli.verb {
         Verb::Attach(args) => attach::run(&args),
         Verb::Detach(args) => detach::run(&args),
+        Verb::Drain(args) => drain::run(&args),
+        Verb::Undrain(args) => undrain::run(&args),
+        Verb::Weight(args) => weight::run(&args),
+        Verb::Agent(args) => agent::run(&args),
+        Verb::Run(args) => run::run(&args),
         Verb::Status(args) => status::run(&args),
+        Verb::Top(args) => top::run(&args),
+        Verb::Metrics(args) => metrics::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Log(args) => log::run(&args),
         Verb::Completions(args) => generate::completions(&args, Cli::command()),
         Verb::Man(args) => generate::man(&args, Cli::command()),
         Verb::DemoWorker => demo::worker(),
+        Verb::RunGuard => run::guard(),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -6,7 +6,6 @@ use anstyle::{AnsiColor, Style};
 use anyhow::Result;
 use serde::Serialize;
 
-use crate::model::{Served, Worker};
 use crate::steer::Notice;
 
 /// Headings.
@@ -50,20 +49,6 @@ pub(super) fn notices(out: &mut impl Write, notices: &[Notice]) -> io::Result<()
     Ok(())
 }
 
-/// `pgbouncer 4711`, `haproxy 12/13`, or why it is not known.
-pub(super) fn served(served: &Served) -> String {
-    match served {
-        Served::By(workers) => {
-            let name = |it: &Worker| match it.tid {
-                Some(tid) => format!("{} {}/{tid}", it.name, it.pid),
-                None => format!("{} {}", it.name, it.pid),
-            };
-            few(workers.iter().map(name), 3)
-        }
-        Served::Unknown(_) => "unknown".to_owned(),
-    }
-}
-
 /// `12,345,678`.
 pub(super) fn count(value: u64) -> String {
     let digits = value.to_string();
@@ -75,6 +60,16 @@ pub(super) fn count(value: u64) -> String {
         text.push(digit);
     }
     text
+}
+
+/// `3d`, `5h`, `12m`, `40s`.
+pub(super) fn age(seconds: u64) -> String {
+    match seconds {
+        0..120 => format!("{seconds}s"),
+        120..7200 => format!("{}m", seconds / 60),
+        7200..172_800 => format!("{}h", seconds / 3600),
+        _ => format!("{}d", seconds / 86400),
+    }
 }
 
 /// `part` of `whole`; a dash where there is no whole. Never rounds up to 100.

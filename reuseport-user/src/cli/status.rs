@@ -6,10 +6,12 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 use anyhow::Result;
 
 use super::args::{CommonArgs, WhereArgs};
-use super::output::{BOLD, count, list, notices, percent, served, table, to_json};
+use super::output::{BOLD, age, count, list, notices, percent, table, to_json};
 use crate::bpf::owner::Attached;
-use crate::steer::status;
-use crate::steer::status::{GroupStatus, Steering};
+use crate::plan::role_str;
+use crate::rungs::Rung;
+use crate::steer::status::{GroupStatus, ListenerStatus, Steering};
+use crate::steer::{RungStatus, status};
 
 /// Show what is steered, by whom, and what is wrong with it
 ///
@@ -52,26 +54,43 @@ fn print(group: &GroupStatus, out: &mut impl Write) -> io::Result<()> {
     if let Some(pid) = group.netns_pid {
         write!(out, " (namespace of process {pid})")?;
     }
-    match (&group.steering, &group.attached) {
-        (Some(steering), _) => write!(out, "  {}", headline(steering))?,
-        (None, Attached::Nothing) => match group.listeners.len() {
-            0 => write!(out, "  gone: nobody listens")?,
-            1 => write!(out, "  not steered: there is one listener")?,
-            _ => write!(out, "  not steered: the kernel's hash decides")?,
-        },
-        (None, _) => write!(out, "  not steered by us")?,
-    }
-    writeln!(out)?;
+    writeln!(out, "  {}", headline(group))?;
     listeners(group, out)?;
     if let Some(steering) = &group.steering {
         rows(steering, out)?;
         counters(steering, out)?;
         writeln!(out, "  pins {}", steering.pins.display())?;
     }
+    let rung = group.rung.rung.map_or("unknown", Rung::name);
+    writeln!(out, "  rung {rung}: {}", group.rung.why)?;
     notices(out, &group.problems)
 }
 
-fn headline(steering: &Steering) -> String {
+/// Whether it is steered, and not by eBPF.
+fn lower_rung(status: &RungStatus) -> bool {
+    match status.rung {
+        Some(Rung::IncomingCpu) => true,
+        // A server's own classic program may do anything.
+        Some(Rung::ClassicBpf) => status.ours,
+        Some(Rung::Ebpf | Rung::Hash) | None => false,
+    }
+}
+
+/// Whether and how the group is steered.
+pub(super) fn headline(group: &GroupStatus) -> String {
+    let Some(steering) = &group.steering else {
+        return match (&group.attached, group.listeners.len()) {
+            _ if lower_rung(&group.rung) && group.rung.ours => "steered by us",
+            _ if lower_rung(&group.rung) => "steered by the server",
+            (Attached::Nothing, 0) => "gone: nobody listens",
+            (Attached::Nothing, 1) => "not steered: there is one listener",
+            (Attached::Nothing, _) => "not steered: the kernel's hash decides",
+            _ => "not steered by us",
+        }
+        .to_owned();
+    };
+    let attached_at = UNIX_EPOCH + Duration::from_secs(steering.attached_at);
+    let attached = SystemTime::now().duration_since(attached_at).unwrap_or_default();
     format!(
         "{}: policy {}, program {}, generation {}, {}, attached {} ago",
         if steering.in_force { "steered" } else { "NOT IN FORCE" },
@@ -79,37 +98,37 @@ fn headline(steering: &Steering) -> String {
         steering.program_id,
         steering.generation,
         if steering.migrates { "migration on" } else { "no migration" },
-        age(steering.attached_at)
+        age(attached.as_secs())
     )
-}
-
-/// `3d`, `5h`, `12m`, `40s`.
-fn age(since: u64) -> String {
-    let since = UNIX_EPOCH + Duration::from_secs(since);
-    let seconds = SystemTime::now().duration_since(since).unwrap_or_default().as_secs();
-    match seconds {
-        0..120 => format!("{seconds}s"),
-        120..7200 => format!("{}m", seconds / 60),
-        7200..172_800 => format!("{}h", seconds / 3600),
-        _ => format!("{}d", seconds / 86400),
-    }
 }
 
 fn listeners(group: &GroupStatus, out: &mut impl Write) -> io::Result<()> {
     let total: u64 = group.listeners.iter().map(|it| it.selections).sum();
+    let prefers = group.listeners.iter().any(|it| it.incoming_cpu.is_some());
     let lines = group.listeners.iter().map(|it| {
         let listener = &it.listener;
-        vec![
-            it.slot.map_or_else(|| "-".to_owned(), |slot| slot.to_string()),
-            served(&listener.served),
+        let number = |it: Option<u32>| it.map_or_else(|| "-".to_owned(), |it| it.to_string());
+        let mut line = vec![
+            number(it.slot),
+            it.slot.map_or_else(|| "-".to_owned(), |_| format!("{}%", it.weight)),
+            it.slot.map_or_else(|| "-".to_owned(), |_| part(it)),
+            listener.served.to_string(),
             listener.cpus().to_string(),
             format!("{}/{}", listener.queued, listener.backlog),
             count(it.selections),
             percent(it.selections, total),
-        ]
+        ];
+        line.extend(prefers.then(|| number(it.incoming_cpu)));
+        line
     });
-    let heads = ["SLOT", "WORKER", "CPUS", "QUEUED", "SELECTED", "SHARE"];
+    let mut heads = vec!["SLOT", "WEIGHT", "ROLE", "WORKER", "CPUS", "QUEUED", "SELECTED", "SHARE"];
+    heads.extend(prefers.then_some("GETS CPU"));
     table(out, &heads, lines.collect())
+}
+
+/// Its role, and whether it may play it.
+fn part(it: &ListenerStatus) -> String {
+    format!("{}{}", role_str(it.role), if it.evicted { ", evicted" } else { "" })
 }
 
 fn rows(steering: &Steering, out: &mut impl Write) -> io::Result<()> {

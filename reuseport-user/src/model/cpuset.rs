@@ -4,7 +4,8 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::str::FromStr;
 
-use serde::{Serialize, Serializer};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::Cpu;
 
@@ -143,6 +144,12 @@ impl Serialize for CpuSet {
     }
 }
 
+impl<'de> Deserialize<'de> for CpuSet {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+        String::deserialize(deserializer)?.parse().map_err(D::Error::custom)
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use proptest::prelude::*;
@@ -186,7 +193,9 @@ mod tests {
         #[test]
         fn what_it_writes_it_reads(cpus in prop::collection::btree_set(0u32..LIMIT, 0..64)) {
             let set = CpuSet(cpus);
-            prop_assert_eq!(set.to_string().parse(), Ok(set));
+            prop_assert_eq!(set.to_string().parse(), Ok(set.clone()));
+            let json = serde_json::to_string(&set).unwrap();
+            prop_assert_eq!(serde_json::from_str::<CpuSet>(&json).unwrap(), set);
         }
 
         #[test]

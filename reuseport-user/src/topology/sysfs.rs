@@ -48,6 +48,12 @@ impl Topology {
         Self::read_from(Path::new("/sys"))
     }
 
+    /// Whether the CPUs that run now are those that ran when this was read: nothing else of it changes.
+    pub fn is_current(&self) -> bool {
+        let online = must_read_list(Path::new("/sys/devices/system/cpu/online"));
+        online.is_ok_and(|online| online == self.online())
+    }
+
     /// The machine that `root` describes, laid out as `/sys`.
     ///
     /// Only the lists of possible and online CPUs must be there. Where the caches are not told (many
