@@ -80,7 +80,7 @@ fn attaches_at_once_wait_for_each_other() {
     assert_eq!(programs.len(), 1, "{reports:#?}");
     let generations: BTreeSet<u64> =
         reports.iter().map(|it| number(&it["attached"]["generation"])).collect();
-    assert_eq!(generations, (1..=8).collect(), "each planned once");
+    assert_eq!(generations, BTreeSet::from([1]), "the first planned, the others saw to it");
     let tally = load.stop();
     assert_eq!(tally.failed(), 0, "{tally}");
     scene.assert_steered();

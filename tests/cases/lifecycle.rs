@@ -146,14 +146,19 @@ fn connections_that_wait_for_a_dead_worker_move_to_all_others() {
     let scene = Scene::new();
     let mut workers = crowd(&scene, &Spec::default());
     // Only the first is where the connections go; the others are just steered to nobody's rows.
-    let others: Vec<String> =
-        workers[1..].iter().map(|worker| format!("{}=0", worker.pid())).collect();
-    let weights: Vec<&str> = others.iter().flat_map(|it| ["--weight", it.as_str()]).collect();
+    let others = |percent: u32| -> Vec<String> {
+        let weight = |it: &Worker| ["--weight".to_owned(), format!("{}={percent}", it.pid())];
+        workers[1..].iter().flat_map(weight).collect()
+    };
+    let [nothing, normal] = [0, 100].map(others);
+    let attach = |weights: &[String]| {
+        scene.attach(&weights.iter().map(String::as_str).collect::<Vec<_>>());
+    };
     workers[0].tell("stop");
-    scene.attach(&weights);
+    attach(&nothing);
     let tally = queue(&scene, cpus()[0], 24, || {
         // Back to everybody, so that the dead one's connections have where to go.
-        scene.attach(&[]);
+        attach(&normal);
         workers[0].kill();
     });
     assert_eq!((tally.answered(), tally.failed()), (24, 0), "{tally}");

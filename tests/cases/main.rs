@@ -1,11 +1,21 @@
 //! The integration tests: one binary, a module for each subject. Run by `sudo cargo xtask test`.
 
+mod agent;
 mod concurrency;
+mod containers;
+mod dashboard;
+mod deploy;
+mod drain;
 mod foreign;
 mod haproxy;
 mod harness;
+mod health;
+mod intents;
+mod launch;
+mod library;
 mod lifecycle;
 mod measure;
+mod metrics;
 mod nginx;
 mod pgbouncer;
 mod placement;
@@ -17,8 +27,10 @@ mod readme;
 mod refusals;
 mod replan;
 mod review;
+mod rungs;
 mod scene;
 mod selection;
 mod soak;
 mod status;
+mod top;
 mod usage;

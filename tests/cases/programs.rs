@@ -127,6 +127,13 @@ fn threads_that_spin_are_refused_until_they_are_named() {
         let list: Vec<_> = order.iter().map(u32::to_string).collect();
         steer.attach(&["--order", &list.join(",")]);
         exchanges(netns, &plain(), 30).assert_local(local);
+        // Nor need they be named again: their rows tell.
+        steer.run("drain", &["--slot", "0"]).ok();
+        let tally = exchanges(netns, &plain(), 30);
+        assert_eq!(tally.failed(), 0, "{tally}");
+        assert!(tally.replies.keys().all(|(_, worker)| *worker != tids[0].to_string()), "{tally}");
+        steer.run("undrain", &["--slot", "0"]).ok();
+        exchanges(netns, &plain(), 30).assert_local(local);
         steer.detach();
         let name = |(tid, cpu)| format!("--worker={}/{tid}={cpu}", server.pid());
         let named: Vec<_> = tids.iter().zip(&order).map(name).collect();

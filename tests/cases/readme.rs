@@ -2,9 +2,10 @@
 
 use reuseport_tests::binary::Cli;
 use reuseport_tests::cpus;
+use reuseport_tests::launcher::Launch;
 use reuseport_tests::leak::Baseline;
 use reuseport_tests::netns::Netns;
-use reuseport_tests::servers::{PgBouncer, Postgres};
+use reuseport_tests::servers::{PgBouncer, PgBouncers, Postgres, Script};
 
 const README: &str = include_str!("../../README.md");
 const CI: &str = include_str!("../../xtask/src/ci.rs");
@@ -38,12 +39,14 @@ fn every_command_of_ours_does_what_it_says_on_two_pgbouncers() {
         let netns = Netns::new();
         let postgres = Postgres::start(&netns, 5432);
         let _bouncers = PgBouncer::one_per_cpu(&netns, &postgres, 6432, &cpus());
-        let ours: Vec<_> = commands().into_iter().filter_map(arguments).collect();
+        let ours = commands().into_iter().filter_map(arguments).filter(|it| !starts(it));
+        let ours: Vec<_> = ours.collect();
         assert!(ours.len() >= 4, "the README's commands are not found: {ours:?}");
         // The host may have a PgBouncer of its own on that port.
         let here = ["--netns", "/proc/self/ns/net"];
         for mut arguments in ours {
-            if matches!(arguments[0], "attach" | "detach" | "status") {
+            if arguments.contains(&"--port") || matches!(arguments[0], "status" | "top" | "metrics")
+            {
                 arguments.extend(here);
             }
             Cli::new(&arguments).netns(&netns).run().ok();
@@ -52,6 +55,33 @@ fn every_command_of_ours_does_what_it_says_on_two_pgbouncers() {
         Cli::new(detach).netns(&netns).run().ok();
     }
     before.assert_same();
+}
+
+/// Whether it starts workers, and stays.
+fn starts(arguments: &[&str]) -> bool {
+    arguments[0] == "run" && !arguments.contains(&"--dry-run")
+}
+
+#[test]
+fn every_launch_starts_what_it_says() {
+    let netns = Netns::new();
+    let postgres = Postgres::start(&netns, 5432);
+    let configured = PgBouncers::configure(&netns, &postgres, 6432, cpus().len() as u32);
+    let (ini, script) = (configured.path(), Script::node());
+    let script = script.path();
+    let launches: Vec<_> =
+        commands().into_iter().filter_map(arguments).filter(|it| starts(it)).collect();
+    assert!(launches.len() >= 2, "the README's launches are not found: {launches:?}");
+    for arguments in launches {
+        let here = |&word: &&str| match word {
+            "/etc/pgbouncer/%i.ini" => ini.clone(),
+            "server.js" => script.clone(),
+            word => word.to_owned(),
+        };
+        let arguments: Vec<String> = arguments[1..].iter().map(here).collect();
+        let launcher = Launch::new(&netns, arguments).up();
+        launcher.stop();
+    }
 }
 
 #[test]
@@ -68,14 +98,35 @@ fn every_other_command_is_one_that_ci_runs() {
 fn what_it_says_in_passing_is_there() {
     // Verbs, options and exit codes that the text names outside of its console blocks.
     let help = Cli::new(["--help"]).run().ok().stdout;
-    for verb in ["attach", "detach", "status", "demo", "log", "man", "completions"] {
+    for verb in ["attach", "detach", "run", "status", "demo", "log", "man", "completions"]
+        .into_iter()
+        .chain(["drain", "undrain", "weight", "top", "metrics"])
+    {
         assert!(help.contains(&format!("\n  {verb} ")), "{verb}: {help}");
+    }
+    let drain = Cli::new(["drain", "--help"]).run().ok().stdout;
+    for option in ["--pid", "--slot", "--timeout", "--no-wait"] {
+        assert!(drain.contains(option), "{option}: {drain}");
     }
     let attach = Cli::new(["attach", "--help"]).run().ok().stdout;
     for option in ["--pin", "--weight", "--takeover", "--dry-run", "--worker", "--order"] {
         assert!(attach.contains(option), "{option}: {attach}");
     }
-    for code in 0..=7 {
+    let run = Cli::new(["run", "--help"]).run().ok().stdout;
+    for option in [
+        "--port",
+        "--listen",
+        "--workers",
+        "--place",
+        "--cpus",
+        "--drain-timeout",
+        "--stop-timeout",
+        "--max-restarts",
+        "--rung",
+    ] {
+        assert!(run.contains(option), "{option}: {run}");
+    }
+    for code in 0..=8 {
         assert!(help.contains(&format!("\n  {code}  ")), "exit code {code}: {help}");
         assert!(README.contains(&format!(" {code} ")), "exit code {code} in the README");
     }

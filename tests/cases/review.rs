@@ -228,17 +228,17 @@ fn pins_of_a_group_that_cannot_be_seen_are_kept() {
     drop(workers);
 
     // Another version's pins do not tell whose they are: the group may live elsewhere.
-    other_version(&scene.bpffs.base().join(&pins[0]));
+    set_abi(&scene.bpffs.base().join(&pins[0]), 0x7f);
     blind("detach");
     scene.cli_at(PORT, "detach", &[]).netns(&there).run().ok();
     assert_eq!(scene.bpffs.pins(), pins, "another version's");
-    scene.cli_at(PORT, "attach", &["--takeover"]).run().ok();
+    scene.cli_at(PORT, "attach", &[]).run().ok();
     scene.cli_at(PORT, "detach", &[]).run().ok();
     scene.workers = second;
 }
 
-/// Makes pins say that they are of the next ABI.
-fn other_version(pins: &Path) {
+/// Makes pins say that they are of another ABI.
+pub(crate) fn set_abi(pins: &Path, abi: u8) {
     let config = pins.join("CONFIG");
     let config = config.to_str().expect("a path of ours is text");
     let dump = tool("bpftool", &["-j", "map", "dump", "pinned", config]);
@@ -249,7 +249,7 @@ fn other_version(pins: &Path) {
         .iter()
         .map(|byte| byte.as_str().map_or_else(|| byte.to_string(), str::to_owned))
         .collect();
-    "0x7f".clone_into(&mut bytes[0]);
+    bytes[0] = abi.to_string();
     let head = ["map", "update", "pinned", config, "key", "0", "0", "0", "0", "value"];
     let all: Vec<&str> = head.into_iter().chain(bytes.iter().map(String::as_str)).collect();
     tool("bpftool", &all);

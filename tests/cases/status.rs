@@ -33,7 +33,7 @@ fn it_says_who_sits_where_and_what_came_to_each() {
             (&json!(worker.pid()), &json!(cpu.to_string()))
         );
         let slot = &listener["slot"];
-        let order = report["group"]["listeners"].as_array().unwrap();
+        let order = report["listeners"].as_array().unwrap();
         let order = order.iter().position(|it| own(&it)).expect("the report has it too");
         assert_eq!(slot, &report["slots"][order]);
         let steering = &status["steering"];

@@ -82,6 +82,7 @@ fn workers_orders_and_weights_that_fit_nothing() {
     scene.refuses(&attach(&[&absent]), 2, &["no CPU 8000"]);
     scene.refuses(&attach(&["--order", "0,8000"]), 2, &["no CPU 8000"]);
     scene.refuses(&attach(&["--order", "0,0,0"]), 2, &["--order names 3 CPUs", "2 listeners"]);
+    scene.refuses(&attach(&["--order", "0"]), 2, &["--order names 1 CPUs", "2 listeners"]);
     scene.refuses(&attach(&["--order", "0-99"]), 2, &["--order"]);
     scene.refuses(&attach(&["--weight", "1=50"]), 2, &["--weight 1"]);
     let none = [said("--weight", &pids[0], "0"), said("--weight", &pids[1], "0")];
@@ -111,7 +112,9 @@ fn overlapping_orders_are_a_choice() {
 
 #[test]
 fn every_verb_explains_itself() {
-    for verb in ["attach", "detach", "status", "demo", "log", "completions", "man"] {
+    for verb in
+        ["attach", "detach", "status", "top", "metrics", "demo", "log", "completions", "man"]
+    {
         let long = run(&[verb, "--help"]).run().ok();
         assert!(long.stdout.contains("Examples:"), "{long}");
         assert!(long.stdout.contains(&format!("reuseport-steer {verb}")), "{long}");

@@ -6,21 +6,29 @@
 //! drop, also when the test panics. Helpers panic rather than return errors: a test wants the stack
 //! and the message, and [`leak::Baseline`] says what was left.
 
+pub mod agent;
 pub mod binary;
 pub mod bpffs;
 pub mod client;
+pub mod container;
 pub mod hostile;
+pub mod launcher;
 pub mod leak;
 pub mod load;
 pub mod measure;
+pub mod metrics;
 pub mod netns;
 pub mod observe;
 pub mod process;
 pub mod require;
 pub mod scene;
+pub mod server;
 pub mod servers;
 pub mod steer;
 pub mod sys;
+pub mod systemd;
+pub mod terminal;
+pub mod traffic;
 pub mod turn;
 pub mod worker;
 

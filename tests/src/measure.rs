@@ -31,6 +31,14 @@ impl Rng {
         ((u128::from(self.next()) * n as u128) >> 64) as usize
     }
 
+    /// A number from the exponential distribution of mean 1: what lies between events that come at
+    /// random.
+    pub fn exponential(&mut self) -> f64 {
+        // In (0, 1]: 53 bits, as many as a float holds.
+        let uniform = ((self.next() >> 11) + 1) as f64 / (1_u64 << 53) as f64;
+        -uniform.ln()
+    }
+
     /// Puts `items` into a random order.
     pub fn shuffle<T>(&mut self, items: &mut [T]) {
         for last in (1..items.len()).rev() {

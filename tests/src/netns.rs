@@ -39,6 +39,14 @@ impl Netns {
         netns
     }
 
+    /// The one that a process lives in.
+    pub fn of(pid: u32) -> Self {
+        let turn = Turn::shared();
+        let path = format!("/proc/{pid}/ns/net");
+        let file = File::open(&path).unwrap_or_else(|error| panic!("open {path}: {error}"));
+        Self { file, _turn: turn }
+    }
+
     /// A path that opens it, for this process's children and for iproute2.
     pub fn path(&self) -> PathBuf {
         format!("/proc/{}/fd/{}", std::process::id(), self.file.as_raw_fd()).into()

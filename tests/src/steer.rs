@@ -103,7 +103,7 @@ impl Attached {
     }
 
     fn listeners(&self) -> &Vec<Value> {
-        self.0["group"]["listeners"].as_array().expect("listeners")
+        self.0["listeners"].as_array().expect("listeners")
     }
 
     /// Workers of each listener, as (process, thread), sorted; none where they are unknown.

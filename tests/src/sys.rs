@@ -9,6 +9,8 @@ use std::os::unix::process::CommandExt as _;
 use std::process::Command;
 
 pub mod bpf;
+pub mod pty;
+pub mod reactor;
 pub mod usage;
 
 fn check(value: libc::c_int) -> io::Result<libc::c_int> {

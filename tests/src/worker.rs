@@ -70,8 +70,16 @@ pub struct Spec {
     pub listen: bool,
     /// The backlog.
     pub backlog: u32,
+    /// Microseconds of work for each connection, before its answer.
+    pub work: u32,
+    /// Microseconds of sleep for each connection: a worker that can do so much, whatever its CPU does.
+    pub nap: u32,
+    /// Answers with two bytes, for measuring; [`crate::client::Reply`] reads nothing from them.
+    pub brief: bool,
     /// `SO_BINDTODEVICE`.
     pub device: Option<&'static str>,
+    /// `SO_INCOMING_CPU`, as a server that knows where it runs sets it.
+    pub incoming_cpu: Option<u32>,
     /// User and group to run as.
     pub user: Option<(u32, u32)>,
 }
@@ -92,7 +100,11 @@ impl Default for Spec {
             defer: false,
             listen: true,
             backlog: 511,
+            work: 0,
+            nap: 0,
+            brief: false,
             device: None,
+            incoming_cpu: None,
             user: None,
         }
     }
@@ -109,8 +121,11 @@ impl Spec {
             format!("style={}", self.style),
             format!("cpus={}", cpus.join(",")),
             format!("backlog={}", self.backlog),
+            format!("work={}", self.work),
+            format!("nap={}", self.nap),
         ];
         args.extend(self.device.map(|device| format!("device={device}")));
+        args.extend(self.incoming_cpu.map(|cpu| format!("incoming-cpu={cpu}")));
         let flags = [
             (!self.reuseport, "no-reuseport"),
             (self.v6only, "v6only"),
@@ -118,6 +133,7 @@ impl Spec {
             (self.udp, "udp"),
             (self.defer, "defer"),
             (!self.listen, "no-listen"),
+            (self.brief, "brief"),
         ];
         args.extend(flags.into_iter().filter(|(set, _)| *set).map(|(_, name)| name.to_owned()));
         args

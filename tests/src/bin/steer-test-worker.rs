@@ -11,6 +11,7 @@ use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
 use std::thread;
+use std::time::{Duration, Instant};
 
 use reuseport_tests::sys;
 use serde_json::{Value, json};
@@ -24,6 +25,11 @@ impl Options {
 
     fn text(&self, name: &str) -> &str {
         self.0.get(name).map_or("", String::as_str)
+    }
+
+    /// 0 where it is not given.
+    fn optional(&self, name: &str) -> u32 {
+        if self.flag(name) { self.number(name) } else { 0 }
     }
 
     fn number(&self, name: &str) -> u32 {
@@ -123,6 +129,10 @@ fn bound(options: &Options, place: u32) -> io::Result<OwnedFd> {
     }
     if ip.is_ipv6() {
         set(libc::IPPROTO_IPV6, libc::IPV6_V6ONLY, options.flag("v6only").into())?;
+    }
+    if options.flag("incoming-cpu") {
+        let cpu = options.number("incoming-cpu") as i32;
+        set(libc::SOL_SOCKET, libc::SO_INCOMING_CPU, cpu)?;
     }
     if options.flag("device") {
         let device = options.text("device").as_bytes();
@@ -244,7 +254,7 @@ fn serve_with(shared: &Shared, style: &str, fds: &[RawFd]) {
         let Ok(connection) = sys::accept(ready) else {
             // Closed under us: nothing will ever come.
             wait_while_stopped(shared);
-            thread::sleep(std::time::Duration::from_millis(1));
+            thread::sleep(Duration::from_millis(1));
             continue;
         };
         if style == "accept" {
@@ -252,6 +262,8 @@ fn serve_with(shared: &Shared, style: &str, fds: &[RawFd]) {
         }
         let place = count(shared, ready);
         let line = line(shared, place, sys::incoming_cpu(connection.as_fd()).ok());
+        work(shared.options.optional("work"));
+        thread::sleep(Duration::from_micros(shared.options.optional("nap").into()));
         let mut connection = File::from(connection);
         if shared.options.flag("defer") {
             // What is left unread turns the close into a reset.
@@ -259,6 +271,14 @@ fn serve_with(shared: &Shared, style: &str, fds: &[RawFd]) {
         }
         // A client that went away is its own business.
         drop(connection.write_all(line.as_bytes()));
+    }
+}
+
+/// Uses the CPU for so many microseconds.
+fn work(micros: u32) {
+    let until = Instant::now() + Duration::from_micros(micros.into());
+    while micros > 0 && Instant::now() < until {
+        std::hint::spin_loop();
     }
 }
 
@@ -281,6 +301,9 @@ fn wait_while_stopped(shared: &Shared) {
 
 /// What it answers.
 fn line(shared: &Shared, place: usize, incoming_cpu: Option<i32>) -> String {
+    if shared.options.flag("brief") {
+        return "k\n".to_owned();
+    }
     let line = json!({
         "worker": shared.options.number("index") as usize + place,
         "pid": std::process::id(),

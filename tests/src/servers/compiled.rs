@@ -1,6 +1,5 @@
 //! Servers of a few lines in C and Go, compiled by the test: one process and one listener each.
 
-use std::path::PathBuf;
 use std::process::Command;
 
 use crate::netns::Netns;
@@ -15,6 +14,8 @@ pub enum Language {
     C,
     /// Goroutines on threads of the runtime's choice; epoll.
     Go,
+    /// Go with multipath TCP.
+    MultipathGo,
     /// C again, with a listener and a thread for each CPU that polls it without ever blocking.
     Spinning,
 }
@@ -32,23 +33,27 @@ impl Program {
         let mut compiler = match language {
             Language::C => gcc(&home, include_str!("textbook.c")),
             Language::Spinning => gcc(&home, include_str!("spinning.c")),
-            Language::Go => {
-                let source = home.write("plain.go", include_str!("plain.go"));
-                let mut go = process::command("go");
-                go.args(["build", "-o", "server"]).arg(source);
-                // A single file of the standard library's only: no module, no network.
-                go.env("GO111MODULE", "off").env("CGO_ENABLED", "0").env("GOFLAGS", "");
-                go.env("GOCACHE", home.path().join("cache"));
-                go
-            }
+            Language::Go => go(&home, include_str!("plain.go")),
+            Language::MultipathGo => go(&home, include_str!("mptcp.go")),
         };
         must(compiler.current_dir(home.path()));
         Self { home }
     }
 
-    fn path(&self) -> PathBuf {
-        self.home.path().join("server")
+    /// Where it is.
+    pub fn path(&self) -> String {
+        self.home.text("server")
     }
+}
+
+fn go(home: &Home, text: &str) -> Command {
+    let source = home.write("server.go", text);
+    let mut go = process::command("go");
+    go.args(["build", "-o", "server"]).arg(source);
+    // A single file of the standard library's only: no module, no network.
+    go.env("GO111MODULE", "off").env("CGO_ENABLED", "0").env("GOFLAGS", "");
+    go.env("GOCACHE", home.path().join("cache"));
+    go
 }
 
 fn gcc(home: &Home, text: &str) -> Command {

@@ -14,6 +14,17 @@ def application(environ, start_response):
     return [str(os.getpid()).encode()]
 ";
 
+/// Where `app.py` is; goes with its directory.
+#[derive(Debug)]
+pub struct Application(Home);
+
+impl Application {
+    /// The directory.
+    pub fn path(&self) -> String {
+        self.0.text("")
+    }
+}
+
 /// A running gunicorn; it answers with the pid of the worker that served.
 #[derive(Debug)]
 pub struct Gunicorn {
@@ -21,6 +32,13 @@ pub struct Gunicorn {
 }
 
 impl Gunicorn {
+    /// The directory of the application, for instances that somebody else starts.
+    pub fn application() -> Application {
+        let home = Home::new(None);
+        home.write("app.py", APPLICATION);
+        Application(home)
+    }
+
     /// Starts an instance of `workers` processes on 0.0.0.0:`port` in `netns`, all of them bound
     /// to `cpu` if given.
     pub fn start(netns: &Netns, port: u16, workers: usize, cpu: Option<u32>) -> Self {

@@ -22,14 +22,16 @@ mod nginx;
 mod pgbouncer;
 pub mod postgres;
 mod prefork;
+mod script;
 
 pub use compiled::{Compiled, Language, Program};
-pub use gunicorn::Gunicorn;
+pub use gunicorn::{Application, Gunicorn};
 pub use haproxy::Haproxy;
 pub use nginx::Nginx;
-pub use pgbouncer::PgBouncer;
+pub use pgbouncer::{PgBouncer, PgBouncers};
 pub use postgres::Postgres;
 pub use prefork::{Prefork, Sharing};
+pub use script::Script;
 
 /// A directory for a server: its configuration, its sockets, its log.
 #[derive(Debug)]
@@ -56,6 +58,11 @@ impl Home {
         let path = self.path().join(name);
         fs::write(&path, text).unwrap_or_else(|error| panic!("write {name}: {error}"));
         path
+    }
+
+    /// A path in it, as text.
+    pub(crate) fn text(&self, name: &str) -> String {
+        self.path().join(name).into_os_string().into_string().expect("a path of ours is text")
     }
 
     fn log(&self) -> PathBuf {

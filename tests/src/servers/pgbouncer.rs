@@ -38,32 +38,10 @@ impl PgBouncer {
         cpu: Option<u32>,
         settings: &str,
     ) -> Self {
-        let name = format!("bouncer{index}");
-        let role = format!(
-            "DO $$ BEGIN CREATE ROLE {name} SUPERUSER LOGIN; \
-             EXCEPTION WHEN duplicate_object THEN NULL; END $$"
-        );
-        psql(netns, postgres.port(), &role);
         let owner = user("postgres");
         let home = Home::new(Some(owner));
-        let backend = postgres.port();
-        let configuration = home.write(
-            "pgbouncer.ini",
-            &format!(
-                "[databases]\n\
-                 * = host=127.0.0.1 port={backend} dbname=postgres user={name}\n\
-                 [pgbouncer]\n\
-                 listen_addr = 0.0.0.0\n\
-                 listen_port = {port}\n\
-                 so_reuseport = 1\n\
-                 unix_socket_dir =\n\
-                 auth_type = any\n\
-                 default_pool_size = 20\n\
-                 max_client_conn = 1000\n\
-                 ignore_startup_parameters = extra_float_digits\n\
-                 {settings}"
-            ),
-        );
+        let text = configuration(netns, postgres, index, port, settings);
+        let configuration = home.write("pgbouncer.ini", &text);
         let what = Become { user: Some(owner), cpu, ..Become::default() };
         let mut command = command(netns, "pgbouncer", what);
         command.arg(&configuration).current_dir(home.path());
@@ -76,7 +54,7 @@ impl PgBouncer {
         netns
             .run_in(|| TcpStream::connect_timeout(&address, Duration::from_secs(10)))
             .unwrap_or_else(|error| panic!("pgbouncer does not answer on {address}: {error}"));
-        Self { server, name }
+        Self { server, name: name(index) }
     }
 
     /// Instances 0, 1, ... on one port, each bound to one of `cpus`.
@@ -106,4 +84,62 @@ impl PgBouncer {
     pub fn signal(&self, signal: i32) {
         self.server.signal(signal);
     }
+}
+
+/// Configurations `0.ini`, `1.ini`, ... of instances that somebody else starts, as root.
+#[derive(Debug)]
+pub struct PgBouncers {
+    home: Home,
+}
+
+impl PgBouncers {
+    /// Writes `count` of them, for 0.0.0.0:`port`, in front of `postgres`.
+    pub fn configure(netns: &Netns, postgres: &Postgres, port: u16, count: u32) -> Self {
+        let home = Home::new(Some(user("postgres")));
+        for index in 0..count {
+            let settings = "pool_mode = session\nuser = postgres\n";
+            let text = configuration(netns, postgres, index, port, settings);
+            home.write(&format!("{index}.ini"), &text);
+        }
+        Self { home }
+    }
+
+    /// Where they are, for the launcher to fill in.
+    pub fn path(&self) -> String {
+        self.home.text("%i.ini")
+    }
+}
+
+fn name(index: u32) -> String {
+    format!("bouncer{index}")
+}
+
+/// Whoever connects through this instance is a user of its own in PostgreSQL.
+fn configuration(
+    netns: &Netns,
+    postgres: &Postgres,
+    index: u32,
+    port: u16,
+    settings: &str,
+) -> String {
+    let (name, backend) = (name(index), postgres.port());
+    let role = format!(
+        "DO $$ BEGIN CREATE ROLE {name} SUPERUSER LOGIN; \
+         EXCEPTION WHEN duplicate_object THEN NULL; END $$"
+    );
+    psql(netns, backend, &role);
+    format!(
+        "[databases]\n\
+         * = host=127.0.0.1 port={backend} dbname=postgres user={name}\n\
+         [pgbouncer]\n\
+         listen_addr = 0.0.0.0\n\
+         listen_port = {port}\n\
+         so_reuseport = 1\n\
+         unix_socket_dir =\n\
+         auth_type = any\n\
+         default_pool_size = 20\n\
+         max_client_conn = 1000\n\
+         ignore_startup_parameters = extra_float_digits\n\
+         {settings}"
+    )
 }

@@ -5,9 +5,14 @@
 #![expect(clippy::print_stdout, reason = "a command-line program speaks on stdout")]
 
 mod attach;
+mod http;
 mod pgbench;
 mod report;
 mod selection;
+mod served;
+mod skew;
+mod spill;
+mod stall;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -27,6 +32,14 @@ enum Subject {
     Selection,
     /// How long attach, status and detach take
     Attach,
+    /// What an agent that is ready to spill costs while traffic is balanced
+    Spill,
+    /// Connections that a stopped worker holds, against the kernel's hash
+    Stall,
+    /// All packets on one CPU, against the kernel's hash
+    Skew,
+    /// The library's per-core HTTP server against tokio's usual one
+    Http,
     /// All of them
     All,
 }
@@ -71,9 +84,13 @@ fn main() -> ExitCode {
     let seed = options.seed.unwrap_or_else(|| u64::from(now.subsec_nanos()));
     let report = Report::new(seed, options.quick);
     let mut bench = Bench { quick: options.quick, rng: Rng::new(seed), report };
-    let subjects: [(Subject, Run); 3] = [
+    let subjects: [(Subject, Run); 7] = [
         (Subject::Selection, selection::run),
         (Subject::Attach, attach::run),
+        (Subject::Spill, spill::run),
+        (Subject::Stall, stall::run),
+        (Subject::Skew, skew::run),
+        (Subject::Http, http::run),
         (Subject::Pgbench, pgbench::run),
     ];
     for (subject, run) in subjects {
@@ -92,6 +109,10 @@ fn name(subject: Subject) -> &'static str {
         Subject::Pgbench => "pgbench",
         Subject::Selection => "selection",
         Subject::Attach => "attach",
+        Subject::Spill => "spill",
+        Subject::Stall => "stall",
+        Subject::Skew => "skew",
+        Subject::Http => "http",
         Subject::All => "all",
     }
 }

@@ -13,13 +13,14 @@ use reuseport_tests::worker::Spec;
 use serde_json::Value;
 
 use crate::migration;
+use crate::rungs;
 use crate::scene::{ADDRESS, PORT, Scene};
 
 /// A check says what it found.
 type Check = fn() -> String;
 
 /// Names are the table's.
-pub(crate) const ALL: [(&str, Check); 20] = [
+pub(crate) const ALL: [(&str, Check); 23] = [
     ("kernel", kernel),
     ("CPUs", || cpus().len().to_string()),
     ("BTF", btf),
@@ -39,6 +40,9 @@ pub(crate) const ALL: [(&str, Check); 20] = [
     ("unprivileged_bpf_disabled=1", unprivileged_disabled),
     ("RLIMIT_MEMLOCK of 64 KiB", memlock),
     ("SO_INCOMING_CPU in a group", incoming_cpu),
+    ("without CAP_BPF: --rung auto", rungs::auto),
+    ("without CAP_BPF: --rung incoming-cpu", rungs::incoming_cpu),
+    ("without CAP_BPF: --rung classic-bpf", rungs::classic_bpf),
     ("detach", detaches),
 ];
 

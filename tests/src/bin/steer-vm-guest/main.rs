@@ -7,6 +7,7 @@
 
 mod checks;
 mod migration;
+mod rungs;
 mod scene;
 
 use std::fs::{File, OpenOptions};

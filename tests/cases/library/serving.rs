@@ -1,0 +1,218 @@
+//! A server of one's own: what the command sees of it, and how it ends.
+
+use std::io::Read as _;
+use std::net::TcpStream;
+use std::time::Duration;
+
+use reuseport_tests::client::Target;
+use reuseport_tests::leak;
+use reuseport_tests::load::Load;
+use reuseport_tests::scene::{Scene, number, text};
+use reuseport_tests::server::Server;
+use reuseport_tests::{cpus, eventually, require};
+use serde_json::Value;
+
+use super::{TCP, assert_by_hash, assert_local, from_each_cpu, here};
+
+#[test]
+fn the_command_sees_it_as_any_other() {
+    require::cpus(2);
+    let scene = Scene::new();
+    let server = Server::start(&scene.netns, &[TCP]);
+    assert_eq!(server.rung(), "ebpf", "{}", server.ready);
+    assert_eq!(server.said("notices"), serde_json::json!([]));
+    scene.assert_steered();
+    let status = scene.status();
+    let listeners = status["listeners"].as_array().expect("listeners");
+    assert_eq!(listeners.len(), cpus().len());
+    for (listener, cpu) in listeners.iter().zip(cpus()) {
+        let worker = &listener["served"]["by"][0];
+        assert_eq!(worker["pid"], server.pid(), "{status:#}");
+        assert_eq!(worker["cpus"], cpu.to_string(), "{status:#}");
+    }
+    // Attach finds it right already, and changes nothing of it.
+    let report = scene.attach(&[]);
+    assert_eq!(report["attached"]["in_place"], true, "{report:#}");
+    assert_eq!(report["attached"]["generation"], status["steering"]["generation"], "{report:#}");
+    assert_local(&scene.netns);
+    // What it changes holds.
+    scene.attach(&["--policy", "hash"]);
+    assert_by_hash(&scene.netns);
+    assert_eq!(scene.detach(), "detached");
+    assert_by_hash(&scene.netns);
+    scene.attach(&[]);
+    assert_local(&scene.netns);
+    server.stop();
+}
+
+#[test]
+fn nothing_is_left_of_it() {
+    for arguments in [&[TCP][..], &[TCP, "bpffs=/proc"], &[TCP, "rung=classic-bpf"]] {
+        leak::scene(|netns| {
+            let server = Server::start(netns, arguments);
+            assert_local(netns);
+            let report = server.stop();
+            assert!(report.contains("Asked"), "{report}");
+        });
+    }
+}
+
+#[test]
+fn killed_it_leaves_pins_that_the_next_one_replaces() {
+    let scene = Scene::on(8124);
+    let start = || Server::start(&scene.netns, &["tcp=127.0.0.1:8124"]);
+    let mut server = start();
+    let pins = text(&scene.status()["steering"]["pins"]);
+    server.kill();
+    assert!(std::path::Path::new(&pins).exists());
+    let server = start();
+    let status = scene.status();
+    assert_eq!(text(&status["steering"]["pins"]), pins);
+    assert_eq!(status["problems"], serde_json::json!([]), "{status:#}");
+    from_each_cpu(&scene.netns, &Target::plain("127.0.0.1:8124"))
+        .assert_local(reuseport_tests::scene::place);
+    server.stop();
+    assert!(!std::path::Path::new(&pins).exists());
+}
+
+#[test]
+fn several_addresses_are_several_groups() {
+    require::cpus(2);
+    let scene = Scene::new();
+    let arguments = [TCP, "tcp=127.0.0.2:8080", "tcp=[::1]:8080", "v6only"];
+    let server = Server::start(&scene.netns, &arguments);
+    assert_eq!(scene.status_all().len(), 3);
+    for address in ["127.0.0.1:8080", "127.0.0.2:8080", "[::1]:8080"] {
+        from_each_cpu(&scene.netns, &Target::plain(address))
+            .assert_local(reuseport_tests::scene::place);
+    }
+    server.stop();
+}
+
+#[test]
+fn the_kernel_chooses_a_port_that_all_workers_share() {
+    let scene = Scene::new();
+    let server = Server::start(&scene.netns, &["tcp=127.0.0.1:0"]);
+    let address = text(&server.said("addresses")[0]);
+    from_each_cpu(&scene.netns, &Target::plain(&address))
+        .assert_local(reuseport_tests::scene::place);
+    server.stop();
+}
+
+#[test]
+fn fewer_workers_than_cpus_serve_all() {
+    require::cpus(2);
+    let scene = Scene::new();
+    let last = *cpus().last().expect("a CPU");
+    for (workers, cpu) in [(format!("workers=on:{last}"), last), ("workers=count:1".into(), 0)] {
+        let server = Server::start(&scene.netns, &[TCP, &workers]);
+        let tally = from_each_cpu(&scene.netns, &here());
+        assert_eq!(tally.failed(), 0, "{tally}");
+        let status = scene.status();
+        assert_eq!(status["listeners"].as_array().map(Vec::len), Some(1), "{status:#}");
+        if workers.starts_with("workers=on") {
+            assert_eq!(status["listeners"][0]["served"]["by"][0]["cpus"], cpu.to_string());
+        }
+        assert_eq!(number(&status["steering"]["counters"]["runs"]), tally.answered());
+        server.stop();
+    }
+}
+
+/// A connection that waits for its answer.
+fn waiting(scene: &Scene) -> TcpStream {
+    let stream = scene.netns.run_in(|| TcpStream::connect(here().address).expect("connect"));
+    stream.set_read_timeout(Some(Duration::from_secs(20))).expect("a timeout");
+    stream
+}
+
+/// The cores' part of a report: CPU, connections served, connections cut off.
+fn cores(report: &str) -> Vec<[u64; 3]> {
+    let value: Value = serde_json::from_str(report).unwrap_or_else(|_| panic!("{report}"));
+    let list = value["cores"].as_array().unwrap_or_else(|| panic!("{report}"));
+    list.iter().map(|core| [0, 1, 2].map(|field| number(&core[field]))).collect()
+}
+
+#[test]
+fn connections_in_service_are_served_to_their_end() {
+    let scene = Scene::new();
+    let mut server = Server::start(&scene.netns, &[TCP, "hold=1000"]);
+    let mut streams: Vec<_> = (0..20).map(|_| waiting(&scene)).collect();
+    server.signal(libc::SIGTERM);
+    for stream in &mut streams {
+        let mut line = String::new();
+        stream.read_to_string(&mut line).expect("an answer");
+        assert!(line.contains("\"worker\""), "{line:?}");
+    }
+    let (status, report) = server.wait();
+    assert!(status.success(), "{report}");
+    assert_eq!(cores(&report).iter().map(|core| core[1]).sum::<u64>(), 20, "{report}");
+    assert!(cores(&report).iter().all(|core| core[2] == 0), "{report}");
+}
+
+#[test]
+fn what_takes_too_long_is_cut_off_and_counted() {
+    let scene = Scene::new();
+    let mut server = Server::start(&scene.netns, &[TCP, "hold=600000", "drain=200"]);
+    let mut streams: Vec<_> = (0..4).map(|_| waiting(&scene)).collect();
+    // All are in service.
+    let counted = eventually(Duration::from_secs(20), || {
+        let status = scene.status();
+        let listeners = status["listeners"].as_array().expect("listeners");
+        listeners.iter().all(|it| it["queued"] == 0) && scene.counter("runs") == 4
+    });
+    assert!(counted, "{:#}", scene.status());
+    server.signal(libc::SIGTERM);
+    let (status, report) = server.wait();
+    assert!(status.success(), "{report}");
+    assert_eq!(cores(&report).iter().map(|core| core[2]).sum::<u64>(), 4, "{report}");
+    for stream in &mut streams {
+        let mut line = String::new();
+        drop(stream.read_to_string(&mut line));
+        assert_eq!(line, "");
+    }
+}
+
+#[test]
+fn a_service_that_panics_ends_its_connection_alone() {
+    let scene = Scene::new();
+    let server = Server::start(&scene.netns, &[TCP, "fault=panic"]);
+    for _ in 0..4 {
+        let mut line = String::new();
+        drop(waiting(&scene).read_to_string(&mut line));
+        assert_eq!(line, "");
+    }
+    let report = server.stop();
+    assert!(report.contains("Asked"), "{report}");
+}
+
+#[test]
+fn a_core_that_panics_ends_the_server_in_order() {
+    require::cpus(2);
+    leak::scene(|netns| {
+        let mut server = Server::start(netns, &[TCP, "fault=panic-core"]);
+        let (status, report) = server.wait();
+        assert_eq!(status.code(), Some(1), "{report}");
+        assert!(report.contains("panicked: as told"), "{report}");
+    });
+}
+
+/// Workers that are asked to end accept what is queued first.
+#[test]
+fn the_end_under_load_refuses_and_resets_nobody_who_was_accepted() {
+    require::cpus(2);
+    let scene = Scene::new();
+    let server = Server::start(&scene.netns, &[TCP, "standby"]);
+    let load = Load::start(&scene.netns, &here(), &cpus(), 2);
+    load.advance(200);
+    // There is somebody else, so that all connections have where to go.
+    let other = Server::start(&scene.netns, &[TCP]);
+    load.advance(100);
+    let report = server.stop();
+    assert!(cores(&report).iter().all(|core| core[2] == 0), "{report}");
+    load.advance(100);
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "{tally}");
+    assert_local(&scene.netns);
+    scene.assert_steered();
+    other.stop();
+}
