@@ -7,12 +7,16 @@ use anyhow::Result;
 use crate::shell::{cargo, program, read, root, run as execute};
 use crate::{packages, test};
 
+/// What `steer-bench` measures.
+const SUBJECTS: [&str; 8] =
+    ["pgbench", "selection", "attach", "spill", "stall", "skew", "http", "all"];
+
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// pgbench, selection, attach or all
-    #[arg(default_value = "all", value_parser = ["pgbench", "selection", "attach", "all"])]
+    /// pgbench, selection, attach, spill, stall, skew, http or all
+    #[arg(default_value = "all", value_parser = SUBJECTS)]
     subject: String,
-    /// In less than a minute: do the gates hold, do the signs agree? Figures count for nothing
+    /// In a few minutes: do the gates hold, do the signs agree? Figures count for nothing
     #[arg(long)]
     quick: bool,
     /// Write the results to this file, too

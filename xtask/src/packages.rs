@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::shell::{program, run};
 
 /// A command and the Debian package that brings it.
-const NEEDED: [(&str, &str); 17] = [
+const NEEDED: [(&str, &str); 26] = [
     ("pgbouncer", "pgbouncer"),
     ("initdb", "postgresql"),
     ("pgbench", "postgresql"),
@@ -22,11 +22,20 @@ const NEEDED: [(&str, &str); 17] = [
     ("ethtool", "ethtool"),
     ("gcc", "gcc"),
     ("go", "golang-go"),
+    ("node", "nodejs"),
     ("wrk", "wrk"),
     ("setpriv", "util-linux"),
     ("capsh", "libcap2-bin"),
     ("ps", "procps"),
     ("strace", "strace"),
+    ("promtool", "prometheus"),
+    ("script", "bsdutils"),
+    ("systemd-analyze", "systemd"),
+    ("systemd-nspawn", "systemd-container"),
+    ("podman", "podman"),
+    ("runc", "runc"),
+    ("catatonit", "catatonit"),
+    ("/bin/busybox", "busybox-static"),
 ];
 
 /// Makes sure that all of them are there: installs what is missing on Debian and its kin, names it
