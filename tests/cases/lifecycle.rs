@@ -21,7 +21,8 @@ fn here() -> Target {
 /// Asserts that connections from one CPU go to all workers, about evenly: by hash.
 fn assert_by_hash(scene: &Scene) {
     let cpu = cpus()[0];
-    let tally = burst(&scene.netns, cpu, &here(), 400);
+    let here = Target::plain(&format!("127.0.0.1:{}", scene.port));
+    let tally = burst(&scene.netns, cpu, &here, 400);
     assert_eq!(tally.failed(), 0, "{tally}");
     let fair = 400 / cpus().len() as u64;
     let shares = tally.by_worker(cpu);
@@ -49,13 +50,15 @@ fn detach_gives_the_group_back_to_the_hash() {
 #[test]
 fn a_restart_of_the_whole_group_ends_steering_and_attach_begins_it_again() {
     require::cpus(2);
-    let (scene, workers) = Scene::with_workers(&Spec::default());
+    // A port of its own: another test's detach clears what is pinned for this port and gone.
+    let scene = Scene::on(8125);
+    let start = || scene.one_per_cpu(&Spec { port: 8125, ..Spec::default() }, 1);
+    let workers = start();
     let first = scene.attach(&[]);
     drop(workers);
-    let _workers = scene.one_per_cpu(&Spec::default(), 1);
+    let _workers = start();
     let status = scene.status();
     assert_eq!(status["attached"]["state"], "nothing", "{status:#}");
-    // Other tests' detach on this port clears pins of groups that are gone; here the group lives.
     assert_eq!(status["steering"]["in_force"], false, "{status:#}");
     assert!(status["problems"].to_string().contains("whole group was restarted"), "{status:#}");
     assert_by_hash(&scene);

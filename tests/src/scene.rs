@@ -129,7 +129,7 @@ impl Scene {
 
     /// The connections of [`Scene::assert_steered`] alone.
     pub fn assert_local(&self) {
-        let target = Target::plain("127.0.0.1:8080");
+        let target = Target::plain(&format!("127.0.0.1:{}", self.port));
         for cpu in cpus() {
             burst(&self.netns, cpu, &target, 30).assert_local(place);
         }
