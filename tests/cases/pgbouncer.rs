@@ -198,7 +198,7 @@ fn a_rolling_restart_loses_only_what_was_accepted() {
         let steer = Steer::new(netns, PORT);
         steer.attach(&[]);
         let threads = 2 * cpus().len();
-        let load = Load::start(netns, &target(), &cpus(), 2);
+        let load = Load::start(netns, &target().told(), &cpus(), 2);
         load.advance(100);
         let rounds = 4;
         for round in 0..rounds {
@@ -228,6 +228,10 @@ fn a_rolling_restart_loses_only_what_was_accepted() {
         }
         let tally = load.stop();
         println!("{rounds} restarts under load: {tally}");
+        if failures(&tally, |it| *it == Failure::Timeout) > 0 {
+            let logs = bouncers.iter().map(|it| it.log());
+            println!("{}", logs.collect::<Vec<_>>().join("\n"));
+        }
         // Only what the ended process was serving may fail: at most one for each client. Seldom one of
         // these gets no answer at all, for a reason that is not known; they are counted with the rest.
         let ended = |it: &Failure| matches!(it, Failure::Reset | Failure::Eof | Failure::Timeout);

@@ -64,7 +64,7 @@ fn soak() {
     let wanted = env::var("REUSEPORT_SOAK").ok();
     let wanted: Option<u32> = wanted.map(|text| text.parse().expect("REUSEPORT_SOAK is a number"));
 
-    let load = Load::start(&scene.netns, &Target::plain("127.0.0.1:8080"), &cpus(), 2);
+    let load = Load::start(&scene.netns, &Target::plain("127.0.0.1:8080").told(), &cpus(), 2);
     load.advance(100);
     let begun = Instant::now();
     let more = |done: u32| wanted.map_or_else(|| begun.elapsed() < SHORT, |wanted| done < wanted);

@@ -6,14 +6,15 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io::{self, ErrorKind, Read as _, Write as _};
-use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, TcpStream, UdpSocket};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket};
 use std::os::fd::AsFd as _;
 use std::time::Duration;
 
 use serde_json::Value;
+use socket2::{Domain, Socket, Type};
 
 use crate::netns::Netns;
-use crate::sys;
+use crate::{stuck, sys};
 
 /// PostgreSQL's start-up message: its length, version 3.0, who to whom.
 const LOGIN: &str = "\0\0\0\x29\0\x03\0\0user\0postgres\0database\0postgres\0\0";
@@ -28,13 +29,15 @@ pub struct Target {
     pub request: &'static str,
     /// For the connection, and again for each read.
     pub timeout: Duration,
+    /// Whether a timeout is a surprise, to be told with all that explains it.
+    pub told: bool,
 }
 
 impl Target {
     /// A server that speaks first and closes, as the test worker does: `127.0.0.1:8080`.
     pub fn plain(address: &str) -> Self {
         let address = address.parse().unwrap_or_else(|_| panic!("{address} is no ADDR:PORT"));
-        Self { address, request: "", timeout: Duration::from_secs(10) }
+        Self { address, request: "", timeout: Duration::from_secs(10), told: false }
     }
 
     /// A web server.
@@ -51,6 +54,12 @@ impl Target {
     #[must_use]
     pub fn timeout(self, timeout: Duration) -> Self {
         Self { timeout, ..self }
+    }
+
+    /// Where nothing may time out: what does is told with both its ends.
+    #[must_use]
+    pub fn told(self) -> Self {
+        Self { told: true, ..self }
     }
 }
 
@@ -103,11 +112,21 @@ impl Reply {
 
 /// One connection from the calling thread: connect, request, reply, close.
 pub fn exchange(target: &Target) -> Result<Reply, Failure> {
-    let mut stream = TcpStream::connect_timeout(&target.address, target.timeout)?;
-    stream.set_read_timeout(Some(target.timeout))?;
+    let socket = Socket::new(Domain::for_address(target.address), Type::STREAM, None)?;
+    let result = converse(&socket, target);
+    if target.told && result == Err(Failure::Timeout) {
+        stuck::tell(&socket, target.address);
+    }
+    result
+}
+
+fn converse(socket: &Socket, target: &Target) -> Result<Reply, Failure> {
+    socket.connect_timeout(&target.address.into(), target.timeout)?;
+    socket.set_read_timeout(Some(target.timeout))?;
+    let mut stream = socket;
     stream.write_all(target.request.as_bytes())?;
     let text = if target.request == LOGIN {
-        current_user(&mut stream)?
+        current_user(stream)?
     } else {
         let mut text = String::new();
         stream.read_to_string(&mut text)?;
@@ -119,7 +138,7 @@ pub fn exchange(target: &Target) -> Result<Reply, Failure> {
 }
 
 /// Asks PostgreSQL who we are, after [`LOGIN`], one message at a time as libpq does.
-fn current_user(stream: &mut TcpStream) -> Result<String, Failure> {
+fn current_user(mut stream: &Socket) -> Result<String, Failure> {
     const QUERY: &[u8] = b"Q\0\0\0\x18SELECT current_user\0";
     const TERMINATE: &[u8] = b"X\0\0\0\x04";
     let mut answer = None;
@@ -133,7 +152,7 @@ fn current_user(stream: &mut TcpStream) -> Result<String, Failure> {
         let [kind, length @ ..] = head;
         let length = u32::from_be_bytes(length).saturating_sub(4);
         let mut body = Vec::new();
-        (&*stream).take(length.into()).read_to_end(&mut body)?;
+        stream.take(length.into()).read_to_end(&mut body)?;
         let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
         match (kind, answer.take()) {
             (b'E', _) => return Err(Failure::Other(text(&body).replace('\0', " "))),

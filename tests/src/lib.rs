@@ -25,6 +25,7 @@ pub mod scene;
 pub mod server;
 pub mod servers;
 pub mod steer;
+pub mod stuck;
 pub mod sys;
 pub mod systemd;
 pub mod terminal;

@@ -80,6 +80,11 @@ impl PgBouncer {
         self.server.log().matches("login attempt").count()
     }
 
+    /// What it has logged.
+    pub fn log(&self) -> String {
+        self.server.log()
+    }
+
     /// Sends it a signal: SIGKILL for a crash, SIGSTOP for a hang.
     pub fn signal(&self, signal: i32) {
         self.server.signal(signal);
