@@ -47,7 +47,7 @@ pub(crate) fn read(command: &mut Command) -> Result<String> {
 }
 
 /// As it would be typed.
-fn line(command: &Command) -> String {
+pub(crate) fn line(command: &Command) -> String {
     let set = command.get_envs().filter_map(|(name, value)| {
         Some(format!("{}={}", name.to_string_lossy(), value?.to_string_lossy()))
     });

@@ -1,12 +1,14 @@
 //! `test`: every test there is, with the set-up it needs.
 
 use std::fs;
+use std::io::{BufRead as _, BufReader};
 use std::path::PathBuf;
+use std::process::{Command, Stdio};
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 
 use crate::packages;
-use crate::shell::{Steps, cargo, program, root, run as execute};
+use crate::shell::{Steps, cargo, line, program, root, run as execute};
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
@@ -48,12 +50,68 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     steps.finish()
 }
 
+/// How often a test that failed beside another must pass alone.
+const ALONE: usize = 3;
+
+/// Two at a time on a busy machine disturb each other now and then. What failed is run again, alone:
+/// if it passes every time the run goes on, and says so; if not, it is the test or what it tests.
 fn integration(options: &Options) -> Result<()> {
-    let target = target();
-    let mut command = cargo(&["test", "--package", "reuseport-tests", "--test", "cases", "--"]);
-    command.env("REUSEPORT_STEER", target.join("release/reuseport-steer"));
+    let mut command = cases();
     command.arg(format!("--test-threads={}", options.threads.max(1)));
-    execute(command.args(options.filter.as_deref()))
+    let (failed, result) = tee(command.args(options.filter.as_deref()))?;
+    if failed.is_empty() {
+        return result;
+    }
+    for round in 1..=ALONE {
+        println!("\nalone, {round} of {ALONE}: {}", failed.join(" "));
+        execute(cases().args(["--test-threads=1", "--exact"]).args(&failed))?;
+    }
+    println!(
+        "\nDISTURBED: failed beside another, passed {ALONE} times alone: {}",
+        failed.join(" ")
+    );
+    Ok(())
+}
+
+fn cases() -> Command {
+    let mut command = cargo(&["test", "--package", "reuseport-tests", "--test", "cases", "--"]);
+    command.env("REUSEPORT_STEER", target().join("release/reuseport-steer"));
+    command
+}
+
+/// Runs a command whose output is shown; the tests that failed.
+fn tee(command: &mut Command) -> Result<(Vec<String>, Result<()>)> {
+    println!("$ {}", line(command));
+    let mut child = command.stdout(Stdio::piped()).spawn().context("start the tests")?;
+    let output = BufReader::new(child.stdout.take().context("stdout is piped")?);
+    let mut failed = Failed::default();
+    for text in output.split(b'\n') {
+        let text = String::from_utf8_lossy(&text?).into_owned();
+        println!("{text}");
+        failed.read(&text);
+    }
+    let status = child.wait()?;
+    if status.success() {
+        return Ok((Vec::new(), Ok(())));
+    }
+    Ok((failed.names, Err(anyhow!("the tests failed: {status}"))))
+}
+
+/// The names in the last list of failures that a test runner printed.
+#[derive(Default)]
+struct Failed {
+    names: Vec<String>,
+    listing: bool,
+}
+
+impl Failed {
+    fn read(&mut self, line: &str) {
+        match line.strip_prefix("    ") {
+            Some(name) if self.listing => self.names.push(name.to_owned()),
+            _ if line == "failures:" => (self.names, self.listing) = (Vec::new(), true),
+            _ => self.listing &= line.is_empty() && self.names.is_empty(),
+        }
+    }
 }
 
 /// Where cargo puts what it builds.
@@ -88,5 +146,19 @@ impl Default for Options {
     /// As without arguments.
     fn default() -> Self {
         Self { filter: None, unit: false, threads: 2 }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_last_list_counts_and_not_what_tests_said() {
+        let output = "failures:\n\n---- a::b stdout ----\nfailures were:\n    seven\n\n\nfailures:\n    \
+                      a::b\n    c::d\n\ntest result: FAILED. 1 passed; 2 failed\n    other";
+        let mut failed = Failed::default();
+        output.lines().for_each(|line| failed.read(line));
+        assert_eq!(failed.names, ["a::b", "c::d"]);
     }
 }
