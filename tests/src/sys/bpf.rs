@@ -7,6 +7,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
 use super::{check, set_option};
 
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_GET: libc::c_long = 7;
 const BPF_PROG_GET_FD_BY_ID: libc::c_long = 13;
 const BPF_ENABLE_STATS: libc::c_long = 32;
 const BPF_PROG_TYPE_SK_REUSEPORT: u32 = 21;
@@ -30,6 +31,34 @@ pub fn load_pass() -> io::Result<OwnedFd> {
     let license = c"GPL";
     let head = u64::from(BPF_PROG_TYPE_SK_REUSEPORT) | (program.len() as u64) << 32;
     bpf(BPF_PROG_LOAD, &mut [head, program.as_ptr() as u64, license.as_ptr() as u64])
+}
+
+/// Loads the smallest program that steers: it selects the socket in slot 0 of `sockets`, a map of the
+/// kind REUSEPORT_SOCKARRAY.
+pub fn load_select(sockets: BorrowedFd<'_>) -> io::Result<OwnedFd> {
+    const SK_SELECT_REUSEPORT: u64 = 82;
+    let map = sockets.as_raw_fd() as u64;
+    // As above, with the registers in the second byte and the offset in the next two.
+    let program: [u64; 9] = [
+        0xfffc_0a62,                      // *(u32 *)(r10 - 4) = 0
+        0x1218 | map << 32,               // r2 = the map, in two words
+        0,                                //
+        0xa3bf,                           // r3 = r10
+        0x0307 | 0xffff_fffc << 32,       // r3 += -4
+        0x04b7,                           // r4 = 0
+        0x85 | SK_SELECT_REUSEPORT << 32, // call
+        0xb7 | 1 << 32,                   // r0 = SK_PASS
+        0x95,                             // exit
+    ];
+    let license = c"GPL";
+    let head = u64::from(BPF_PROG_TYPE_SK_REUSEPORT) | (program.len() as u64) << 32;
+    bpf(BPF_PROG_LOAD, &mut [head, program.as_ptr() as u64, license.as_ptr() as u64])
+}
+
+/// Opens what is pinned at `path`.
+pub fn pinned(path: &str) -> io::Result<OwnedFd> {
+    let path = std::ffi::CString::new(path)?;
+    bpf(BPF_OBJ_GET, &mut [path.as_ptr() as u64])
 }
 
 /// Opens a loaded program by its id.

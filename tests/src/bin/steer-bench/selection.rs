@@ -39,15 +39,18 @@ enum Mode {
     Hash,
     HashAgain,
     Pass,
+    /// A program that does nothing but select.
+    Select,
     Steered,
 }
 
-const MODES: [Mode; 4] = [Mode::Hash, Mode::HashAgain, Mode::Pass, Mode::Steered];
+const MODES: [Mode; 5] = [Mode::Hash, Mode::HashAgain, Mode::Pass, Mode::Select, Mode::Steered];
 
 /// The group, and what may be in charge of it.
 struct Scene<'a> {
     member: &'a OwnedFd,
     pass: &'a OwnedFd,
+    select: &'a OwnedFd,
     steer: &'a OwnedFd,
     flows: Vec<UdpSocket>,
 }
@@ -77,7 +80,9 @@ fn group(bench: &mut Bench, sockets: u32) -> f64 {
     let neighbour = alone.then(|| Worker::start(&netns, &Spec { cpus: vec![cpus()[1]], ..spec }));
     let cli = |verb: &str| {
         let port = PORT.to_string();
-        Cli::new([verb, "--udp", "--port", &port, "--json", "--takeover"]).netns(&netns).run().ok()
+        let args: &[&str] = if verb == "attach" { &["--takeover"] } else { &[] };
+        let all = [verb, "--udp", "--port", &port, "--json"];
+        Cli::new(all.iter().chain(args).copied()).netns(&netns).run().ok()
     };
     let attached = cli("attach").json();
     let id = attached[0]["attached"]["program_id"].as_u64().expect("a program id") as u32;
@@ -85,13 +90,18 @@ fn group(bench: &mut Bench, sockets: u32) -> f64 {
     let member = bpf::take_fd(worker.pid(), worker.fds()[0]).expect("take a socket");
     let pass = bpf::load_pass().expect("load a program that passes");
     let steer = bpf::program(id).expect("open the steering program");
+    let pins = cli("status").json()[0]["steering"]["pins"].clone();
+    let array = format!("{}/SOCKETS", pins.as_str().expect("where it is pinned"));
+    let array = bpf::pinned(&array).unwrap_or_else(|error| panic!("{array}: {error}"));
+    let select = bpf::load_select(array.as_fd()).expect("load a program that only selects");
+    drop(array);
     let flow = || {
         let flow = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0)).expect("a UDP socket");
         flow.connect((Ipv4Addr::LOCALHOST, PORT)).expect("connect");
         flow
     };
     let flows = netns.run_in(|| (0..FLOWS).map(|_| flow()).collect());
-    let scene = Scene { member: &member, pass: &pass, steer: &steer, flows };
+    let scene = Scene { member: &member, pass: &pass, select: &select, steer: &steer, flows };
     if sockets == 1 {
         check_helpers(bench, id);
     }
@@ -100,13 +110,14 @@ fn group(bench: &mut Bench, sockets: u32) -> f64 {
         scene.interleave(bench)
     });
     let name = format!("group of {sockets}");
-    let [hash, again, pass_times, steered] = &found;
+    let [hash, again, pass_times, select_times, steered] = &found;
     let mut show = |what: &str, a: &[f64], b: &[f64], goal| {
         let spread = Spread::of(&differences(a, b), &mut bench.rng);
         bench.report.figure(&format!("{name}: {what}"), "ns", &spread, goal);
         spread.median
     };
     let cost = show("steered - bare PASS", steered, pass_times, Some(Goal::AtMost(MOST)));
+    show("select alone - bare PASS", select_times, pass_times, None);
     show("steered - kernel hash", steered, hash, None);
     show("bare PASS - kernel hash", pass_times, hash, None);
     show("hash - hash (control)", again, hash, None);
@@ -141,6 +152,7 @@ impl Scene<'_> {
         let done = match mode {
             Mode::Hash | Mode::HashAgain => bpf::detach(member),
             Mode::Pass => attach(self.pass.as_fd()),
+            Mode::Select => attach(self.select.as_fd()),
             Mode::Steered => attach(self.steer.as_fd()),
         };
         done.unwrap_or_else(|error| panic!("switch to {mode:?}: {error}"));
@@ -168,14 +180,14 @@ impl Scene<'_> {
     }
 
     /// Nanoseconds per datagram, block by block, in the order of [`MODES`].
-    fn interleave(&self, bench: &mut Bench) -> [Vec<f64>; 4] {
+    fn interleave(&self, bench: &mut Bench) -> [Vec<f64>; 5] {
         let (blocks, rounds) = bench.choose((150, 160), (15, 60));
         for mode in MODES {
             // A flow's socket takes some hundred datagrams before it is full.
             self.install(mode);
             self.send(320);
         }
-        let mut found: [Vec<f64>; 4] = Default::default();
+        let mut found: [Vec<f64>; 5] = Default::default();
         for _ in 0..blocks {
             let mut modes = MODES;
             bench.rng.shuffle(&mut modes);
