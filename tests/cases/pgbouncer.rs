@@ -21,8 +21,9 @@ use reuseport_tests::sys::Become;
 use reuseport_tests::{cpus, eventually, require};
 
 const PORT: u16 = 6432;
-/// Longest that any connection may take in these tests: more is a hang.
-const HANG: Duration = Duration::from_secs(3);
+/// Longest that any connection may take in these tests: more is a hang. A PostgreSQL that has to start
+/// a process for it takes seconds on a machine that does much else.
+const HANG: Duration = Duration::from_secs(10);
 
 fn target() -> Target {
     Target::postgres("127.0.0.1:6432").timeout(HANG)
@@ -232,11 +233,10 @@ fn a_rolling_restart_loses_only_what_was_accepted() {
             let logs = bouncers.iter().map(|it| it.log());
             println!("{}", logs.collect::<Vec<_>>().join("\n"));
         }
-        // Only what the ended process was serving may fail: at most one for each client. Seldom one of
-        // these gets no answer at all, for a reason that is not known; they are counted with the rest.
-        let ended = |it: &Failure| matches!(it, Failure::Reset | Failure::Eof | Failure::Timeout);
+        // Only what the ended process was serving may fail: at most one for each client.
+        let ended = |it: &Failure| matches!(it, Failure::Reset | Failure::Eof);
         let broken = failures(&tally, ended);
-        assert_eq!(tally.failed(), broken, "no refusal: {tally}");
+        assert_eq!(tally.failed(), broken, "no refusal, no hang: {tally}");
         assert!(broken <= (rounds * threads) as u64, "{tally}");
         logins(netns, 50).assert_local(local(&bouncers));
     });

@@ -1,18 +1,24 @@
 //! Load: connections from every CPU, one after the other, until stopped.
+#![expect(clippy::print_stderr, reason = "beside the failure that it explains")]
 
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::thread::{self, JoinHandle};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use crate::client::{Tally, Target, exchange};
+use crate::client::{Failure, Tally, Target, exchange};
 use crate::eventually;
 use crate::netns::Netns;
 use crate::sys;
 
+/// How often it is looked whether the machine stands still.
+const PULSE: Duration = Duration::from_millis(20);
+
 #[derive(Debug, Default)]
 struct Shared {
     stop: AtomicBool,
+    /// Longest that the machine stood still, in milliseconds: a virtual one is paused now and then.
+    pause: AtomicU64,
     answered: AtomicU64,
     tally: Mutex<Tally>,
 }
@@ -38,6 +44,10 @@ impl Load {
                     if result.is_ok() {
                         shared.answered.fetch_add(1, Relaxed);
                     } else {
+                        if target.told && result == Err(Failure::Timeout) {
+                            let pause = shared.pause.load(Relaxed);
+                            eprintln!("the machine stood still for at most {pause} ms so far");
+                        }
                         // A dead port refuses fast: leave the CPU to whoever brings it back.
                         thread::sleep(Duration::from_millis(1));
                     }
@@ -46,8 +56,19 @@ impl Load {
                 }
             })
         };
+        let pulse = thread::spawn({
+            let shared = Arc::clone(&shared);
+            move || {
+                while !shared.stop.load(Relaxed) {
+                    let start = Instant::now();
+                    thread::sleep(PULSE);
+                    let pause = start.elapsed().saturating_sub(PULSE);
+                    shared.pause.fetch_max(pause.as_millis() as u64, Relaxed);
+                }
+            }
+        });
         let places = cpus.iter().flat_map(|&cpu| std::iter::repeat_n(cpu, threads));
-        let threads = places.map(spawn).collect();
+        let threads = places.map(spawn).chain([pulse]).collect();
         Self { shared, threads }
     }
 
