@@ -118,7 +118,7 @@ impl Group {
         group.workers = group.cpus.iter().enumerate().map(worker).collect();
         for (opened, steered) in opened.into_iter().zip(&group.steered) {
             let Opened { endpoint, sockets, inherited } = opened;
-            let seats = sockets.into_iter().zip(steered.loads()?).enumerate();
+            let seats = sockets.into_iter().zip(steered.loads()).enumerate();
             for (worker, (place, (socket, load))) in group.workers.iter_mut().zip(seats) {
                 // What waits at one that stays open is for whoever has it next.
                 let last = if place < inherited { 0 } else { group.builder.backlog };
@@ -159,8 +159,8 @@ impl Group {
     /// Whether a newer process has taken over on every address: new connections go there, and this
     /// process can end as soon as it has no more work.
     pub fn is_superseded(&self) -> bool {
-        self.plans(|plans| Ok(self.steered.iter().all(|it| it.is_superseded(plans))))
-            .unwrap_or(false)
+        let settings = self.builder.settings();
+        self.steered.iter().all(|it| it.is_superseded(&settings))
     }
 
     /// Sends new connections to others on the same addresses, if anybody else serves there; says

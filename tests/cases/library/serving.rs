@@ -1,7 +1,7 @@
 //! A server of one's own: what the command sees of it, and how it ends.
 
-use std::io::Read as _;
-use std::net::TcpStream;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
 use reuseport_tests::client::Target;
@@ -9,10 +9,11 @@ use reuseport_tests::leak;
 use reuseport_tests::load::Load;
 use reuseport_tests::scene::{Scene, number, text};
 use reuseport_tests::server::Server;
-use reuseport_tests::{cpus, eventually, require};
+use reuseport_tests::{cpus, eventually, require, sys};
+use reuseport_user::group::Group;
 use serde_json::Value;
 
-use super::{TCP, assert_by_hash, assert_local, from_each_cpu, here};
+use super::{ADDRESS, TCP, assert_by_hash, assert_local, from_each_cpu, here};
 
 #[test]
 fn the_command_sees_it_as_any_other() {
@@ -215,4 +216,36 @@ fn the_end_under_load_refuses_and_resets_nobody_who_was_accepted() {
     assert_local(&scene.netns);
     scene.assert_steered();
     other.stop();
+}
+
+/// A handshake that is under way when connections are steered away ends in the old queue: closed
+/// before, the listener would reset it.
+#[test]
+fn handshakes_under_way_are_waited_for() {
+    require::cpus(2);
+    let scene = Scene::new();
+    scene.netns.run_in(|| {
+        let address: SocketAddr = ADDRESS.parse().expect("an address");
+        let mut group = Group::builder().tcp(address).build().expect("a group");
+        let mut workers = group.take_workers();
+        // The kernel holds the handshake back until data comes.
+        for socket in workers.iter().flat_map(|worker| worker.sockets()) {
+            let seconds = 30_i32.to_ne_bytes();
+            sys::set_option(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &seconds)
+                .expect("TCP_DEFER_ACCEPT");
+        }
+        sys::pin(0, &[workers[0].cpu()]).expect("run on a CPU");
+        let mut stream = TcpStream::connect(address).expect("connect");
+        let other = Server::start(&scene.netns, &[TCP]);
+        assert!(group.steer_away().expect("steer away"), "nobody else serves");
+        assert!(!group.is_drained().expect("a look"), "the handshake was not seen");
+        stream.write_all(b"x").expect("send");
+        let listener = workers[0].listener().expect("a listener");
+        let (_accepted, peer) = listener.accept().expect("accept");
+        assert_eq!(peer, stream.local_addr().expect("its address"));
+        let drained = || group.is_drained().expect("a look");
+        assert!(eventually(Duration::from_secs(20), drained), "it is never drained");
+        drop(group);
+        other.stop();
+    });
 }
