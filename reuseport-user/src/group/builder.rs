@@ -5,11 +5,11 @@ use std::path::PathBuf;
 
 use reuseport_common::abi::Policy;
 
+use super::handover::Handed;
 use super::inherit::Inherited;
 use super::open::{self, Endpoint};
 use super::steering::Plans;
 use super::workers::Workers;
-use super::handover::Handed;
 use super::{Group, GroupError};
 use crate::bpf::pins::BPFFS;
 use crate::model::Protocol;

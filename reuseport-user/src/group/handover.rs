@@ -30,7 +30,8 @@ pub(super) fn pass<'a>(
 ) -> Result<Passed, GroupError> {
     let mut descriptors = Vec::new();
     let set = command.get_envs().find(|(name, _)| *name == VARIABLE).and_then(|(_, value)| value);
-    let mut texts: Vec<String> = set.and_then(OsStr::to_str).map(str::to_owned).into_iter().collect();
+    let mut texts: Vec<String> =
+        set.and_then(OsStr::to_str).map(str::to_owned).into_iter().collect();
     for group in groups {
         let mut text = String::new();
         for (name, fd) in &group.0 {

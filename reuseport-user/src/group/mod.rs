@@ -46,9 +46,6 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use crate::model::Cpu;
-use crate::rungs::Choice;
-pub use crate::steer::Notice;
 use crate::topology::Topology;
 
 mod builder;
@@ -64,10 +61,14 @@ mod steering;
 mod worker;
 mod workers;
 
+pub use crate::model::{Cpu, Pid, Protocol};
+pub use crate::rungs::{Choice, PassedOver, Rung, Why};
+pub use crate::steer::Notice;
 pub use builder::GroupBuilder;
 pub use error::{GroupError, Occupant, PinError, TakeError};
 pub use handover::Passed;
 pub use load::{Busy, InService, LoadGuard};
+pub use reuseport_common::abi::Policy;
 #[cfg(feature = "tokio")]
 pub use serve::{BoxError, Core, CoreReport, Reason, Report, ServeError, Server, Stop};
 use worker::Seat;

@@ -266,7 +266,8 @@ impl Steered {
     pub(super) fn steer_away(&mut self, plans: &Plans<'_>) -> Result<bool, GroupError> {
         self.members.refresh()?;
         let away = if self.held.is_some() {
-            let shared = self.intents(&plans.settings())?.keys().any(|&cookie| !self.is_ours(cookie));
+            let shared =
+                self.intents(&plans.settings())?.keys().any(|&cookie| !self.is_ours(cookie));
             shared && self.set_role(plans, Role::Drained, &[])?
         } else if self.rung == Rung::IncomingCpu && !self.members.others().is_empty() {
             self.unset()?;

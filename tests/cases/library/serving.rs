@@ -4,9 +4,13 @@ use std::io::{Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use reuseport_tests::agent::Agent;
+use reuseport_tests::binary::Cli;
+use reuseport_tests::bpffs::Bpffs;
 use reuseport_tests::client::Target;
 use reuseport_tests::leak;
 use reuseport_tests::load::Load;
+use reuseport_tests::netns::Netns;
 use reuseport_tests::scene::{Scene, number, text};
 use reuseport_tests::server::Server;
 use reuseport_tests::{cpus, eventually, require, sys};
@@ -44,6 +48,51 @@ fn the_command_sees_it_as_any_other() {
     scene.attach(&[]);
     assert_local(&scene.netns);
     server.stop();
+}
+
+/// The server changes what is steered when it restarts, the agent when workers come and go: neither
+/// undoes what the other did, and no client notices.
+#[test]
+fn the_agent_keeps_it_and_does_not_fight_it() {
+    require::cpus(2);
+    let netns = Netns::new();
+    let bpffs = Bpffs::new();
+    let directory = bpffs.path().to_str().expect("a path of ours is text");
+    let pins = format!("bpffs={directory}");
+    let arguments = [TCP, &pins, "standby", "until-superseded"];
+    let generation = || {
+        let args = ["status", "--port", "8080", "--bpffs", directory, "--json"];
+        let status = Cli::new(args).netns(&netns).run().ok().json();
+        number(&status[0]["steering"]["generation"])
+    };
+    let mut old = Server::start(&netns, &arguments);
+    let agent = Agent::start(&netns, &bpffs, 8080, &[]);
+    let load = Load::start(&netns, &here(), &cpus(), 2);
+    for _ in 0..3 {
+        load.advance(50);
+        // One that never gets ready takes nothing over.
+        let mut broken = Server::start(&netns, &[&arguments[..3], &["fault=panic-core"]].concat());
+        assert_eq!(broken.wait().0.code(), Some(1));
+        load.advance(50);
+        let new = Server::start(&netns, &arguments);
+        let (status, report) = old.wait();
+        assert!(status.success() && report.contains("Superseded"), "{status}: {report}");
+        old = new;
+    }
+    load.advance(50);
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "{tally}\n{}", agent.log());
+    assert_local(&netns);
+    // At rest, nothing is changed any more.
+    let mut last = generation();
+    let at_rest = || std::mem::replace(&mut last, generation()) == last;
+    assert!(eventually(Duration::from_secs(20), at_rest), "{}", agent.log());
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(generation(), last, "{}", agent.log());
+    let top = ["top", "--once", "--port", "8080", "--bpffs", directory];
+    Cli::new(top).netns(&netns).run().ok();
+    agent.stop();
+    old.stop();
 }
 
 #[test]
