@@ -240,8 +240,7 @@ fn a_stuck_output_holds_up_neither_a_restart_nor_the_end() {
     must(reuseport_tests::process::command("mkfifo").arg(&fifo));
     // Open for reading, so that it can be opened for writing; nobody reads.
     let _reader = File::options().read(true).write(true).open(&fifo).expect("open the pipe");
-    let fifo = fifo.to_str().expect("a path of ours is text");
-    let stuck = ["sh", "-c", "out=$1; shift; exec \"$@\" > \"$out\"", "sh", fifo];
+    let stuck = ["sh", "-c", "out=$1; shift; exec \"$@\" > \"$out\"", "sh", &fifo];
     let options = ["--port", "8080", "--workers", "1"];
     let mut launcher = Launch::new(&netns, line(&options, &words)).through(stuck).up();
     let worker = launcher.workers()[&0];

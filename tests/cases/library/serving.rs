@@ -14,7 +14,7 @@ use reuseport_tests::netns::Netns;
 use reuseport_tests::scene::{Scene, number, text};
 use reuseport_tests::server::Server;
 use reuseport_tests::{cpus, eventually, require, sys};
-use reuseport_user::group::Group;
+use reuseport_user::group::{Group, Policy, Rung};
 use serde_json::Value;
 
 use super::{ADDRESS, TCP, assert_by_hash, assert_local, from_each_cpu, here};
@@ -137,6 +137,24 @@ fn several_addresses_are_several_groups() {
             .assert_local(reuseport_tests::scene::place);
     }
     server.stop();
+}
+
+#[test]
+fn backlog_and_policy_are_as_told() {
+    let scene = Scene::new();
+    let builder = || Group::builder().tcp(here().address).backlog(7).policy(Policy::Hash);
+    scene.netns.run_in(|| {
+        let group = builder().build().expect("a group");
+        let status = scene.status();
+        assert_eq!(status["steering"]["policy"], "hash", "{status:#}");
+        assert_eq!(status["listeners"][0]["backlog"], 7, "{status:#}");
+        drop(group);
+        // What decides by CPU alone will not do.
+        let error = builder().rung(Rung::IncomingCpu).build().expect_err("no such policy there");
+        assert!(error.to_string().contains("policy hash was asked for"), "{error}");
+        let group = builder().rung(Rung::Hash).build().expect("a group");
+        assert_eq!(group.rung().rung, Rung::Hash);
+    });
 }
 
 #[test]
