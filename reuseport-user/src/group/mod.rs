@@ -187,7 +187,8 @@ impl Group {
     }
 
     /// Lets the process that `command` starts take over from this one where there are no pins to find
-    /// it by; does nothing where there are. Start it while the result lives.
+    /// it by; does nothing where there are. A process with several groups calls it for each. Start it
+    /// while the result lives.
     pub fn pass_to(&self, command: &mut Command) -> Result<Passed, GroupError> {
         let held = self.steered.iter().filter_map(|it| it.held.as_ref()?.descriptors.as_ref());
         handover::pass(held, command)

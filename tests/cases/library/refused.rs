@@ -119,12 +119,10 @@ fn more_sockets_than_may_be_open() {
 /// The kernel's own limit, which other instances of the program may have reached.
 #[test]
 fn a_group_that_is_full() {
-    leak::scene(|netns| {
-        let spec = |index| Spec { index, addr: "127.0.0.1", listeners: 16384, ..Spec::default() };
-        let full = [0, 1].map(|index| Worker::start(netns, &spec(index)));
-        refused(netns, |it| it.tcp(address()), &["127.0.0.1:8080", "no further listener"]);
-        drop(full);
-    });
+    let netns = Netns::new();
+    let spec = |index| Spec { index, addr: "127.0.0.1", listeners: 16384, ..Spec::default() };
+    let _full = [0, 1].map(|index| Worker::start(&netns, &spec(index)));
+    refused(&netns, |it| it.tcp(address()), &["127.0.0.1:8080", "no further listener"]);
 }
 
 #[test]
