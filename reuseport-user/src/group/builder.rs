@@ -148,6 +148,6 @@ impl GroupBuilder {
         let handed = Handed::from_env();
         let plans = Plans { builder: &self, topology: &topology, cpus: &cpus };
         let climbed = plans.climb(&opened, &|it| handed.take(&it.group.key))?;
-        Group::assemble(self, cpus, opened, climbed)
+        Ok(Group::assemble(self, cpus, opened, climbed))
     }
 }

@@ -98,7 +98,6 @@ fn parse(text: &str) -> Vec<Vec<(String, RawFd)>> {
 mod tests {
     use std::fs::File;
     use std::net::SocketAddr;
-    use std::os::fd::IntoRawFd as _;
     use std::path::Path;
 
     use super::*;
@@ -130,7 +129,7 @@ mod tests {
         let handed = Handed(parse(text.and_then(OsStr::to_str).unwrap()));
         assert_eq!(handed.0.len(), 2);
         // They become the takers', as after an exec.
-        passed.into_iter().flat_map(|it| it._descriptors).for_each(|fd| _ = fd.into_raw_fd());
+        passed.into_iter().for_each(std::mem::forget);
         for group in groups.iter().rev() {
             let key = group.steered[0].members.group.key;
             let found = handed.take(&key).expect("what was passed on");

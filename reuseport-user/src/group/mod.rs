@@ -107,7 +107,7 @@ impl Group {
         cpus: Vec<Cpu>,
         opened: Vec<Opened>,
         climbed: Climbed,
-    ) -> Result<Self, GroupError> {
+    ) -> Self {
         let Climbed { choice, steered, notices } = climbed;
         let addresses = opened.iter().map(|it| it.endpoint.address).collect();
         let workers = Vec::new();
@@ -126,7 +126,7 @@ impl Group {
                 worker.add(Seat { endpoint, socket: Some(socket), load, last });
             }
         }
-        Ok(group)
+        group
     }
 
     /// Hands out the workers, one per CPU, in order of their CPUs; none the second time.
