@@ -14,7 +14,7 @@ use reuseport_tests::netns::Netns;
 use reuseport_tests::scene::{Scene, number, text};
 use reuseport_tests::server::Server;
 use reuseport_tests::{cpus, eventually, require, sys};
-use reuseport_user::group::{Group, Policy, Rung};
+use reuseport_user::group::{Group, Policy, Rung, Worker};
 use serde_json::Value;
 
 use super::{ADDRESS, TCP, assert_by_hash, assert_local, from_each_cpu, here};
@@ -296,7 +296,7 @@ fn handshakes_under_way_are_waited_for() {
         let mut group = Group::builder().tcp(address).build().expect("a group");
         let mut workers = group.take_workers();
         // The kernel holds the handshake back until data comes.
-        for socket in workers.iter().flat_map(|worker| worker.sockets()) {
+        for socket in workers.iter().flat_map(Worker::sockets) {
             let seconds = 30_i32.to_ne_bytes();
             sys::set_option(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &seconds)
                 .expect("TCP_DEFER_ACCEPT");
