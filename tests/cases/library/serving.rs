@@ -60,8 +60,9 @@ fn the_agent_keeps_it_and_does_not_fight_it() {
     let directory = bpffs.path().to_str().expect("a path of ours is text");
     let pins = format!("bpffs={directory}");
     let arguments = [TCP, &pins, "standby", "until-superseded"];
+    let only = ["--port", "8080", "--netns", "/proc/self/ns/net", "--bpffs", directory];
     let generation = || {
-        let args = ["status", "--port", "8080", "--bpffs", directory, "--json"];
+        let args = [&["status", "--json"][..], &only].concat();
         let status = Cli::new(args).netns(&netns).run().ok().json();
         number(&status[0]["steering"]["generation"])
     };
@@ -89,7 +90,7 @@ fn the_agent_keeps_it_and_does_not_fight_it() {
     assert!(eventually(Duration::from_secs(20), at_rest), "{}", agent.log());
     std::thread::sleep(Duration::from_secs(2));
     assert_eq!(generation(), last, "{}", agent.log());
-    let top = ["top", "--once", "--port", "8080", "--bpffs", directory];
+    let top = [&["top", "--once"][..], &only].concat();
     Cli::new(top).netns(&netns).run().ok();
     agent.stop();
     old.stop();
