@@ -9,6 +9,13 @@
 //!
 //! [`steer`] is where the stages meet; [`sys`] is the only module with `unsafe` code and raw
 //! system calls.
+//!
+//! # For servers
+//!
+//! [`group`] is the library: per-core listeners for a server of one's own. It and what it names
+//! ([`rungs::Rung`], [`model::Cpu`] and the like) change as semantic versioning has it. All other
+//! modules are the engine of the command `reuseport-steer`, public for tools that need more than that
+//! command; they may change with any release.
 
 #![deny(missing_docs)]
 

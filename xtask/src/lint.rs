@@ -1,5 +1,6 @@
 //! `lint`: format, lints, documentation, and the rules of the house that no compiler knows.
 
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::Path;
 
@@ -42,11 +43,26 @@ pub(crate) fn run(_: &Options) -> Result<()> {
             "--deny=warnings",
         ]))
     });
+    steps.step("dependencies of the library alone", lean_library);
     steps.step("documentation", || {
         let mut command = cargo(&["doc", "--workspace", "--no-deps", "--quiet"]);
         execute(command.env("RUSTDOCFLAGS", "--deny=warnings"))
     });
     steps.finish()
+}
+
+/// Whoever depends on the library compiles none of the command's crates.
+fn lean_library() -> Result<()> {
+    // Each is at the root of a large part of the command's tree.
+    const HEAVY: [&str; 6] = ["anyhow", "clap", "hyper", "ratatui", "serde_json", "tokio"];
+    let options = ["--no-default-features", "--edges=normal", "--prefix=none", "--format={p}"];
+    let tree = read(cargo(&["tree", "--package=reuseport-user"]).args(options))?;
+    let crates: BTreeSet<&str> =
+        tree.lines().filter_map(|line| line.split_whitespace().next()).collect();
+    match HEAVY.iter().find(|it| crates.contains(*it)) {
+        Some(heavy) => bail!("the library alone depends on {heavy}"),
+        None => Ok(()),
+    }
 }
 
 /// The files under version control that are text.

@@ -19,7 +19,6 @@ use reuseport_common::abi::{Policy, Role};
 use super::state::{Evicted, GroupState, Phase, SeatState, Shared};
 use super::usage::Usage;
 use crate::bpf::BpfError;
-use crate::bpf::gauges::Gauges;
 use crate::bpf::maps::Maps;
 use crate::bpf::pins;
 use crate::discover::{DiscoverError, Look};
@@ -98,7 +97,6 @@ struct Eyes {
     group: GroupState,
     look: Look,
     maps: Maps,
-    gauges: Gauges,
     usage: Usage,
     /// The plan that it knows, and whether another is in force by now.
     generation: u32,
@@ -180,7 +178,6 @@ impl Watched {
     fn turn_to(&mut self, group: GroupState, options: &AttachOptions) -> Result<(), MonitorError> {
         let Some(directory) = &group.pins else { return Ok(()) };
         let maps = pins::maps(directory)?;
-        let gauges = Gauges::open(directory)?;
         let (look, usage) = match self.eyes.take() {
             Some(eyes) => (eyes.look, eyes.usage),
             None => (Look::open(&options.target, &group.netns)?, Usage::default()),
@@ -207,7 +204,7 @@ impl Watched {
             cpus: planned.cpus.clone(),
         });
         self.health.follow(watched.collect(), homes);
-        self.eyes = Some(Eyes { group, look, maps, gauges, usage, generation, stale: false });
+        self.eyes = Some(Eyes { group, look, maps, usage, generation, stale: false });
         Ok(())
     }
 
@@ -249,15 +246,15 @@ impl Eyes {
             let out = evicted.iter().any(|it| it.slot == *slot);
             // Not only when it turns: a slot may have been left evicted by an agent that was killed,
             // or its word zeroed by an attach.
-            if self.gauges.load(*slot).is_evicted() != out {
-                self.gauges.set_evicted(*slot, out);
+            if self.maps.load(*slot).is_evicted() != out {
+                self.maps.set_evicted(*slot, out);
             }
         }
         let mut shifts = Vec::new();
         if health.window_is_over(now) {
             let mut selections = Vec::new();
             for slot in readings.keys() {
-                self.gauges.selections(*slot, &mut selections)?;
+                self.maps.selections(*slot, &mut selections)?;
             }
             shifts = health.close_window(now, selections, || self.usage.since_last());
             self.stale = self.maps.config()?.generation != self.generation;
@@ -297,7 +294,7 @@ impl Eyes {
             };
             let mut by_cpu = Vec::new();
             if queue.queued > 0 {
-                self.gauges.selections(seat.slot, &mut by_cpu)?;
+                self.maps.selections(seat.slot, &mut by_cpu)?;
             }
             let selections = by_cpu.iter().sum();
             let reading = Reading { queued: queue.queued, backlog: queue.backlog, selections };

@@ -15,6 +15,7 @@ use crate::sys::caps::{Cap, Confinement};
 
 /// A failure of `bpf(2)` or of an object it knows.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum BpfError {
     /// The kernel refused for lack of privilege.
     #[error("{action}: {reason}")]

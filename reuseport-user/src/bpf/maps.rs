@@ -1,10 +1,13 @@
 //! The maps of a loaded program, typed; the same whether just created or opened from their pins.
 
 use std::fmt;
-use std::os::fd::{AsFd as _, OwnedFd};
+use std::os::fd::AsFd as _;
+use std::sync::Arc;
+use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
-use aya::maps::{Array, Map, MapData, MapError, PerCpuArray, PerCpuValues};
-use reuseport_common::abi::{self, ABI_VERSION, Config, Load, Row, SeatState, View};
+use aya::maps::{Array, Map, MapData, MapError, MapType, PerCpuArray, PerCpuValues};
+use reuseport_common::abi::{self, ABI_VERSION, Config, EVICTED, Load, Row, SeatState, View};
 use reuseport_common::stats::{self, Hit, Miss};
 use serde::Serialize;
 
@@ -23,14 +26,16 @@ pub(super) const NAMES: [&str; 6] =
 pub(super) type Source<'a> = dyn Fn(&str) -> Result<MapData, BpfError> + 'a;
 
 /// The maps of one group.
+///
+/// # Minimum kernel version
+///
+/// 5.5, for `LOAD`, which is mapped into memory.
 pub struct Maps {
     config: Array<MapData, ConfigBytes>,
     table: Array<MapData, u64>,
     /// Slot to socket.
     pub sockets: SockArray,
-    load: Array<MapData, u64>,
-    /// `LOAD` again, for [`Maps::share_loads`].
-    mapped: OwnedFd,
+    loads: Arc<SharedLoads>,
     seats: Array<MapData, SeatBytes>,
     counters: PerCpuArray<MapData, u64>,
 }
@@ -55,26 +60,19 @@ impl Maps {
 
     /// As [`Maps::open`], before `CONFIG` is filled.
     pub(super) fn open_unfilled(source: &Source<'_>) -> Result<Self, BpfError> {
-        let load = source(abi::LOAD)?;
-        let mapped = load.fd().as_fd().try_clone_to_owned()?;
         Ok(Self {
             config: open(source, abi::CONFIG)?,
             table: open(source, abi::TABLE)?,
             sockets: SockArray::open(source)?,
-            load: typed(load, abi::LOAD)?,
-            mapped,
+            loads: Arc::new(map_loads(&source(abi::LOAD)?)?),
             seats: open(source, abi::SEATS)?,
             counters: open(source, abi::COUNTERS)?,
         })
     }
 
-    /// Maps `LOAD` into memory, for whoever writes it often.
-    ///
-    /// # Minimum kernel version
-    ///
-    /// 5.5.
-    pub(crate) fn share_loads(&self) -> Result<SharedLoads, BpfError> {
-        Ok(SharedLoads::map(self.mapped.as_fd(), self.load.len())?)
+    /// `LOAD` in memory, for whoever writes it often.
+    pub(crate) fn loads(&self) -> Arc<SharedLoads> {
+        Arc::clone(&self.loads)
     }
 
     /// What `CONFIG` holds.
@@ -132,9 +130,20 @@ impl Maps {
         Ok(config)
     }
 
-    /// What somebody published as `slot`'s load.
-    pub fn load(&self, slot: u32) -> Result<Load, BpfError> {
-        Ok(bytemuck::cast(self.load.get(&slot, 0)?))
+    /// What is published of the slot now; nothing for one beyond the last.
+    pub fn load(&self, slot: u32) -> Load {
+        let read = |word: Option<&AtomicU32>| word.map_or(0, |word| word.load(Relaxed));
+        Load { pending: read(self.loads.pending(slot)), limit: read(self.loads.limit(slot)) }
+    }
+
+    /// Evicts the slot or puts it back, in one store; what its worker publishes stays as it is.
+    pub fn set_evicted(&self, slot: u32, evicted: bool) {
+        let Some(limit) = self.loads.limit(slot) else { return };
+        if evicted {
+            limit.fetch_or(EVICTED, Relaxed);
+        } else {
+            limit.fetch_and(!EVICTED, Relaxed);
+        }
     }
 
     /// What was wanted for the socket in each slot, or for one that sat there before.
@@ -149,12 +158,26 @@ impl Maps {
 
     /// Forgets `slot`'s load, seat and counts: the next socket in it is another worker's.
     pub fn reset_slot(&mut self, slot: u32) -> Result<(), BpfError> {
-        self.load.set(slot, 0u64, 0)?;
+        for word in [self.loads.limit(slot), self.loads.pending(slot)].into_iter().flatten() {
+            word.store(0, Relaxed);
+        }
         self.set_seat(slot, SeatState::default())?;
         for hit in Hit::ALL {
             let cpus = self.counters.get(&hit.index(slot), 0)?.len();
             let zeroes = PerCpuValues::try_from(vec![0u64; cpus])?;
             self.counters.set(hit.index(slot), zeroes, 0)?;
+        }
+        Ok(())
+    }
+
+    /// Adds how often the slot was selected so far, by receiving CPU, to `by_cpu`.
+    pub fn selections(&self, slot: u32, by_cpu: &mut Vec<u64>) -> Result<(), BpfError> {
+        for hit in Hit::ALL {
+            let values = self.counters.get(&hit.index(slot), 0)?;
+            by_cpu.resize(values.len(), 0);
+            for (sum, count) in by_cpu.iter_mut().zip(values.iter()) {
+                *sum = sum.wrapping_add(*count);
+            }
         }
         Ok(())
     }
@@ -196,12 +219,18 @@ impl fmt::Debug for Maps {
 
 /// Opens a map as the kind that it must be.
 fn open<M: TryFrom<Map, Error = MapError>>(source: &Source<'_>, name: &str) -> Result<M, BpfError> {
-    typed(source(name)?, name)
+    let map = Map::from_map_data(source(name)?)?;
+    map.try_into().map_err(|error| BpfError::Shape(format!("{name}: {error}")))
 }
 
-fn typed<M: TryFrom<Map, Error = MapError>>(map: MapData, name: &str) -> Result<M, BpfError> {
-    let map = Map::from_map_data(map)?;
-    map.try_into().map_err(|error| BpfError::Shape(format!("{name}: {error}")))
+/// Maps `LOAD` into memory, after a look at its shape.
+fn map_loads(load: &MapData) -> Result<SharedLoads, BpfError> {
+    let info = load.info()?;
+    let shape = (info.map_type()?, info.key_size(), info.value_size() as usize);
+    if shape != (MapType::Array, 4, size_of::<Load>()) {
+        return Err(BpfError::Shape(format!("{} is not an array of loads", abi::LOAD)));
+    }
+    Ok(SharedLoads::map(load.fd().as_fd(), info.max_entries())?)
 }
 
 /// Whether `CONFIG` is of this version's ABI, whose number comes first in every version.

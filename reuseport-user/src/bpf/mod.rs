@@ -5,7 +5,6 @@
 
 pub mod btf;
 mod error;
-pub mod gauges;
 pub mod maps;
 pub mod object;
 pub mod owner;

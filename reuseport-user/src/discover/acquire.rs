@@ -16,6 +16,7 @@ pub use denial::Denial;
 
 /// Why a listener could not be taken.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum AcquireError {
     /// Everybody who held it is gone, or closed it.
     #[error(

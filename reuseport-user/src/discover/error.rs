@@ -12,6 +12,7 @@ use crate::sys::netns::NetnsError;
 
 /// A namespace with listeners on the port.
 #[derive(Clone, Debug, PartialEq, Eq)]
+#[non_exhaustive]
 pub struct Candidate {
     /// Where; `pid` is a process that holds one of the listeners if there is one.
     pub netns: Netns,
@@ -34,6 +35,7 @@ impl fmt::Display for Candidate {
 
 /// Why no group was found.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum DiscoverError {
     /// No socket of that kind on the port.
     #[error("nobody listens on {protocol} port {port}: looked in {looked}{hint}")]

@@ -49,6 +49,7 @@ pub(crate) fn apply_names(named: &[NamedWorker], group: &mut Group) {
 
 /// An override that fits nothing. Applying it in part would steer wrongly, so nothing was applied.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum OverrideError {
     /// The process or thread serves none of the listeners.
     #[error(

@@ -5,14 +5,16 @@ use std::path::PathBuf;
 
 use reuseport_common::abi::Policy;
 
+use super::handover::Handed;
 use super::inherit::Inherited;
 use super::open::{self, Endpoint};
 use super::steering::Plans;
 use super::workers::Workers;
-use super::{Group, GroupError, handover};
+use super::{Group, GroupError};
 use crate::bpf::pins::BPFFS;
 use crate::model::Protocol;
 use crate::rungs::Rung;
+use crate::steer::Settings;
 use crate::sys::sched;
 use crate::topology::Topology;
 
@@ -61,6 +63,11 @@ impl GroupBuilder {
     /// Receives datagrams on `address`; as [`GroupBuilder::tcp`] otherwise.
     pub fn udp(self, address: impl Into<SocketAddr>) -> Self {
         self.endpoint(Protocol::Udp, address.into())
+    }
+
+    /// Where this group's pins are.
+    pub(super) fn settings(&self) -> Settings {
+        Settings { bpffs: self.bpffs.clone(), ..Settings::default() }
     }
 
     fn endpoint(mut self, protocol: Protocol, address: SocketAddr) -> Self {
@@ -138,9 +145,9 @@ impl GroupBuilder {
         let options = open::Options { backlog: self.backlog, v6only: self.v6only };
         let mut inherited = Inherited::from_env();
         let opened = open::open(&self.endpoints, cpus.len(), options, &mut inherited)?;
-        let mut passed = handover::from_env()?;
+        let handed = Handed::from_env();
         let plans = Plans { builder: &self, topology: &topology, cpus: &cpus };
-        let climbed = plans.climb(&opened, &mut |it| handover::find(&mut passed, &it.group.key))?;
-        Group::assemble(self, cpus, opened, climbed)
+        let climbed = plans.climb(&opened, &|it| handed.take(&it.group.key))?;
+        Ok(Group::assemble(self, cpus, opened, climbed))
     }
 }

@@ -5,7 +5,7 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
-const EVICTED: u32 = 1 << 31;
+use reuseport_common::abi::EVICTED;
 
 use crate::sys::mapped::SharedLoads;
 
@@ -45,7 +45,14 @@ impl Slot {
 /// neither `Send` nor `Sync`: one thread writes a slot. Clones are the same publisher; when the last
 /// of them and of its guards is dropped, the slot has no load and no limit again.
 ///
-/// Where no eBPF program steers, it counts and publishes nowhere ([`LoadGuard::is_published`]).
+/// Where no eBPF program steers, it counts and publishes nowhere ([`LoadGuard::is_published`]). The
+/// same goes for a group that is taken off and attached again by somebody else, or outgrows its maps:
+/// it gets new ones, which this guard does not know of.
+///
+/// ```compile_fail,E0277
+/// fn send<T: Send>() {}
+/// send::<reuseport_user::group::LoadGuard>();
+/// ```
 #[derive(Clone, Debug)]
 pub struct LoadGuard(Rc<Publisher>);
 

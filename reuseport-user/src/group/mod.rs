@@ -46,9 +46,6 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
-use crate::model::Cpu;
-use crate::rungs::Choice;
-pub use crate::steer::Notice;
 use crate::topology::Topology;
 
 mod builder;
@@ -64,10 +61,14 @@ mod steering;
 mod worker;
 mod workers;
 
+pub use crate::model::{Cpu, Pid, Protocol};
+pub use crate::rungs::{Choice, PassedOver, Rung, Why};
+pub use crate::steer::Notice;
 pub use builder::GroupBuilder;
 pub use error::{GroupError, Occupant, PinError, TakeError};
 pub use handover::Passed;
 pub use load::{Busy, InService, LoadGuard};
+pub use reuseport_common::abi::Policy;
 #[cfg(feature = "tokio")]
 pub use serve::{BoxError, Core, CoreReport, Reason, Report, ServeError, Server, Stop};
 use worker::Seat;
@@ -106,7 +107,7 @@ impl Group {
         cpus: Vec<Cpu>,
         opened: Vec<Opened>,
         climbed: Climbed,
-    ) -> Result<Self, GroupError> {
+    ) -> Self {
         let Climbed { choice, steered, notices } = climbed;
         let addresses = opened.iter().map(|it| it.endpoint.address).collect();
         let workers = Vec::new();
@@ -118,14 +119,14 @@ impl Group {
         group.workers = group.cpus.iter().enumerate().map(worker).collect();
         for (opened, steered) in opened.into_iter().zip(&group.steered) {
             let Opened { endpoint, sockets, inherited } = opened;
-            let seats = sockets.into_iter().zip(steered.loads()?).enumerate();
+            let seats = sockets.into_iter().zip(steered.loads()).enumerate();
             for (worker, (place, (socket, load))) in group.workers.iter_mut().zip(seats) {
                 // What waits at one that stays open is for whoever has it next.
                 let last = if place < inherited { 0 } else { group.builder.backlog };
                 worker.add(Seat { endpoint, socket: Some(socket), load, last });
             }
         }
-        Ok(group)
+        group
     }
 
     /// Hands out the workers, one per CPU, in order of their CPUs; none the second time.
@@ -159,8 +160,8 @@ impl Group {
     /// Whether a newer process has taken over on every address: new connections go there, and this
     /// process can end as soon as it has no more work.
     pub fn is_superseded(&self) -> bool {
-        self.plans(|plans| Ok(self.steered.iter().all(|it| it.is_superseded(plans))))
-            .unwrap_or(false)
+        let settings = self.builder.settings();
+        self.steered.iter().all(|it| it.is_superseded(&settings))
     }
 
     /// Sends new connections to others on the same addresses, if anybody else serves there; says
@@ -186,7 +187,8 @@ impl Group {
     }
 
     /// Lets the process that `command` starts take over from this one where there are no pins to find
-    /// it by; does nothing where there are. Start it while the result lives.
+    /// it by; does nothing where there are. A process with several groups calls it for each. Start it
+    /// while the result lives.
     pub fn pass_to(&self, command: &mut Command) -> Result<Passed, GroupError> {
         let held = self.steered.iter().filter_map(|it| it.held.as_ref()?.descriptors.as_ref());
         handover::pass(held, command)

@@ -71,7 +71,7 @@ impl Plans<'_> {
     pub(super) fn climb(
         &self,
         opened: &[Opened],
-        passed: &mut dyn FnMut(&Members) -> Option<Descriptors>,
+        passed: &dyn Fn(&Members) -> Option<Descriptors>,
     ) -> Result<Climbed, GroupError> {
         let find = |it: &Opened| Members::find(it, self.cpus);
         let members: Vec<Members> = opened.iter().map(find).collect::<Result<_, _>>()?;
@@ -103,7 +103,7 @@ impl Plans<'_> {
     fn attach(
         &self,
         members: &[Members],
-        passed: &mut dyn FnMut(&Members) -> Option<Descriptors>,
+        passed: &dyn Fn(&Members) -> Option<Descriptors>,
     ) -> Result<(Vec<Steered>, Vec<Notice>), Refusal> {
         let mut steered: Vec<Steered> = Vec::new();
         let mut notices = Vec::new();
@@ -204,7 +204,7 @@ impl Plans<'_> {
     }
 
     fn settings(&self) -> Settings {
-        Settings { bpffs: self.builder.bpffs.clone(), ..Settings::default() }
+        self.builder.settings()
     }
 }
 
@@ -214,12 +214,10 @@ impl Steered {
     }
 
     /// Where each listener of ours publishes its load; `None` where nobody reads it.
-    pub(super) fn loads(&self) -> Result<Vec<Option<Slot>>, SteerError> {
-        let Some(held) = &self.held else { return Ok(vec![None; self.members.own().len()]) };
-        let of = |source| SteerError::Bpf { group: self.members.group.key, source };
-        let loads = Arc::new(held.pinned.maps.share_loads().map_err(of)?);
-        let slot = |&slot: &u32| Some(Slot { loads: Arc::clone(&loads), slot });
-        Ok(self.slots.iter().map(slot).collect())
+    pub(super) fn loads(&self) -> Vec<Option<Slot>> {
+        let Some(held) = &self.held else { return vec![None; self.members.own().len()] };
+        let loads = held.pinned.maps.loads();
+        self.slots.iter().map(|&slot| Some(Slot { loads: Arc::clone(&loads), slot })).collect()
     }
 
     /// Takes over from older processes of this program.
@@ -243,11 +241,10 @@ impl Steered {
     }
 
     /// What our listeners and the others in the map are to get.
-    fn intents(&self, plans: &Plans<'_>) -> Result<HashMap<u64, Intent>, SteerError> {
-        let settings = plans.settings();
+    fn intents(&self, settings: &Settings) -> Result<HashMap<u64, Intent>, SteerError> {
         self.held.as_ref().map_or_else(
             || Ok(HashMap::new()),
-            |held| own::intents(&self.members.group.key, &settings, held),
+            |held| own::intents(&self.members.group.key, settings, held),
         )
     }
 
@@ -256,8 +253,8 @@ impl Steered {
     }
 
     /// Whether others are active in our stead. What cannot be seen is no reason to go.
-    pub(super) fn is_superseded(&self, plans: &Plans<'_>) -> bool {
-        let intents = self.intents(plans).unwrap_or_default();
+    pub(super) fn is_superseded(&self, settings: &Settings) -> bool {
+        let intents = self.intents(settings).unwrap_or_default();
         let active = |ours: bool| {
             let mut of = intents.iter().filter(|(cookie, _)| self.is_ours(**cookie) == ours);
             of.any(|(_, intent)| intent.role == Role::Active)
@@ -269,7 +266,8 @@ impl Steered {
     pub(super) fn steer_away(&mut self, plans: &Plans<'_>) -> Result<bool, GroupError> {
         self.members.refresh()?;
         let away = if self.held.is_some() {
-            let shared = self.intents(plans)?.keys().any(|&cookie| !self.is_ours(cookie));
+            let shared =
+                self.intents(&plans.settings())?.keys().any(|&cookie| !self.is_ours(cookie));
             shared && self.set_role(plans, Role::Drained, &[])?
         } else if self.rung == Rung::IncomingCpu && !self.members.others().is_empty() {
             self.unset()?;
@@ -293,7 +291,7 @@ impl Steered {
         if let Some(Draining { look, handshakes }) = &mut self.draining {
             // Before the queues, for that is where they end up.
             handshakes.update(look)?;
-            if !handshakes.left() == 0 {
+            if handshakes.left() > 0 {
                 return Ok(false);
             }
         }
@@ -305,7 +303,7 @@ impl Steered {
         self.members.refresh()?;
         if self.held.is_none() {
             self.unset()?;
-        } else if self.intents(plans)?.keys().any(|&cookie| !self.is_ours(cookie)) {
+        } else if self.intents(&plans.settings())?.keys().any(|&cookie| !self.is_ours(cookie)) {
             self.set_role(plans, Role::Drained, &[])?;
         } else if let Some(held) = &self.held {
             let (group, settings) = (&self.members.group, plans.settings());

@@ -108,7 +108,8 @@ impl Worker {
         self.seats.iter().filter_map(|seat| seat.socket.as_ref()).map(Socket::as_fd)
     }
 
-    /// As [`Worker::listener`], registered with the runtime of the calling thread.
+    /// As [`Worker::listener`], registered with the runtime of the calling thread, whose I/O must be
+    /// enabled.
     #[cfg(feature = "tokio")]
     pub fn tokio_listener(&mut self) -> Result<tokio::net::TcpListener, TakeError> {
         Ok(self.tokio_listener_and_last()?.0)
@@ -119,14 +120,16 @@ impl Worker {
     pub(super) fn tokio_listener_and_last(
         &mut self,
     ) -> Result<(tokio::net::TcpListener, u32), TakeError> {
+        in_runtime()?;
         let (socket, last) = self.take(Protocol::Tcp)?;
         socket.set_nonblocking(true)?;
         Ok((tokio::net::TcpListener::from_std(socket.into())?, last))
     }
 
-    /// As [`Worker::udp_socket`], registered with the runtime of the calling thread.
+    /// As [`Worker::udp_socket`], registered as by [`Worker::tokio_listener`].
     #[cfg(feature = "tokio")]
     pub fn tokio_udp_socket(&mut self) -> Result<tokio::net::UdpSocket, TakeError> {
+        in_runtime()?;
         let socket = self.udp_socket()?;
         socket.set_nonblocking(true)?;
         Ok(tokio::net::UdpSocket::from_std(socket)?)
@@ -142,5 +145,14 @@ impl Worker {
         let mut seats = self.seats.iter_mut().filter(|seat| seat.endpoint.protocol == protocol);
         let taken = seats.find_map(|seat| Some((seat.socket.take()?, seat.last)));
         taken.ok_or(TakeError::NoneLeft(protocol))
+    }
+}
+
+/// Refuses a thread without a runtime, where tokio would panic, before a socket is taken in vain.
+#[cfg(feature = "tokio")]
+fn in_runtime() -> Result<(), TakeError> {
+    match tokio::runtime::Handle::try_current() {
+        Ok(_) => Ok(()),
+        Err(error) => Err(TakeError::Register(std::io::Error::other(error))),
     }
 }

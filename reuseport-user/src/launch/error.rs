@@ -17,6 +17,7 @@ use super::template::TemplateError;
 
 /// A launch that failed. By then nothing that it started is left.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum LaunchError {
     /// The copies cannot be placed.
     #[error(transparent)]
@@ -123,7 +124,7 @@ pub enum LaunchError {
     #[error(transparent)]
     Syscall(#[from] SyscallError),
     /// What the launcher itself needs to run is not to be had.
-    #[error("{what}: {source}")]
+    #[error("{what}: {source}{}", limit(source))]
     Own {
         /// What.
         what: &'static str,
@@ -170,6 +171,16 @@ fn hint(source: &io::Error) -> &'static str {
         }
         io::ErrorKind::PermissionDenied => "; ports below 1024 take CAP_NET_BIND_SERVICE",
         io::ErrorKind::AddrNotAvailable => "; no interface has that address",
+        _ => limit(source),
+    }
+}
+
+fn limit(source: &io::Error) -> &'static str {
+    match source.raw_os_error() {
+        Some(libc::EMFILE | libc::ENFILE) => {
+            "; raise RLIMIT_NOFILE: `ulimit -n`, systemd `LimitNOFILE=`"
+        }
+        Some(libc::EAGAIN) => "; raise the limit on processes: `ulimit -u`, systemd `TasksMax=`",
         _ => "",
     }
 }
@@ -178,6 +189,6 @@ fn no_program(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::NotFound => "; give its path, or have it in PATH",
         io::ErrorKind::PermissionDenied => "; it is not an executable file for this user",
-        _ => "",
+        _ => limit(source),
     }
 }

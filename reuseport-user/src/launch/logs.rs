@@ -79,6 +79,8 @@ async fn work(mut queue: UnboundedReceiver<Job>, width: usize) {
         match job {
             Job::Follow { worker, pipe, stream } => {
                 let prefix = prefix(&worker.to_string(), width, colour(worker), colours(stream));
+                // Those of copies that ended are forgotten: there may be any number of them.
+                while followed.try_join_next().is_some() {}
                 // A pipe that cannot be read has nothing to say.
                 if let Ok(pipe) = Receiver::from_owned_fd(pipe) {
                     followed.spawn(follow(pipe, prefix, stream));

@@ -19,6 +19,7 @@ const LIMIT: Cpu = 8192;
 
 /// A list that is not in the kernel's format.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum CpuSetError {
     /// Neither a number nor a range.
     #[error("`{0}` is not a CPU number or range (expected a list such as 0-3,8)")]

@@ -188,6 +188,7 @@ pub enum Why {
 
 /// Why there is no plan.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum PlanError {
     /// The request names no seat.
     #[error("plan: the group has no listener to steer to")]
@@ -229,6 +230,7 @@ pub enum PlanError {
 /// What the user should know about a plan.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 #[serde(rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum PlanWarning {
     /// Their workers may run on several CPUs.
     NotPinned {

@@ -47,6 +47,7 @@ pub use probe::{Choice, PassedOver, Why, best, probe};
 /// A mechanism that decides which listener gets a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
+#[non_exhaustive]
 pub enum Rung {
     /// A program of type `SK_REUSEPORT` and its maps.
     Ebpf,
@@ -81,6 +82,7 @@ impl fmt::Display for Rung {
 
 /// Why listeners could not be put on a rung. What had been done to some of them was undone.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum RungError {
     /// Loading and pinning is [`crate::steer`]'s work.
     #[error("the eBPF program is attached by `steer::attach`, not listener by listener")]

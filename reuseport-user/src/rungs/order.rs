@@ -9,6 +9,7 @@ use super::Place;
 
 /// Why the order is not known any more.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[non_exhaustive]
 pub enum OrderError {
     /// Nobody ever noted one.
     #[error("nobody noted in which order the listeners began to listen")]

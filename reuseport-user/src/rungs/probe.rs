@@ -21,6 +21,7 @@ const ROUNDS: usize = 8;
 /// Why a rung is not to be had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "kind", content = "why", rename_all = "snake_case")]
+#[non_exhaustive]
 pub enum Why {
     /// A privilege is missing; the kernel may well have it.
     NotPermitted(String),
@@ -88,6 +89,7 @@ fn once(
 
 /// A rung, and why not a better one.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Choice {
     /// The best there is.
     pub rung: Rung,
@@ -110,6 +112,7 @@ impl fmt::Display for Choice {
 
 /// A rung that is not to be had.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct PassedOver {
     /// Which.
     pub rung: Rung,

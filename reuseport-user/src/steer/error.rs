@@ -13,6 +13,7 @@ use crate::topology::TopologyError;
 
 /// A use case that failed. What it had begun was undone, as far as the kernel lets it be.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum SteerError {
     /// No group.
     #[error(transparent)]

@@ -66,6 +66,7 @@ pub struct Weight {
 
 /// Something the user should know, and what to do about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[non_exhaustive]
 pub struct Notice {
     /// What is so.
     pub what: String,

@@ -205,7 +205,7 @@ fn examine(
             let Intent { weight, role, .. } = intents.get(it.listener.cookie);
             (it.weight, it.role) = (weight, role);
             it.evicted = match it.slot {
-                Some(slot) => pinned.maps.load(slot).map_err(&of)?.is_evicted(),
+                Some(slot) => pinned.maps.load(slot).is_evicted(),
                 None => false,
             };
         }

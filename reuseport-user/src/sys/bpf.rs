@@ -47,7 +47,7 @@ fn elem(
         ..ElemAttr::default()
     };
     // SAFETY: the attribute outlives the call; key and value point to live integers of the sizes
-    // that the callers' map has (`SockArray::open` and `Gauges::open` check them).
+    // that the callers' map has (`SockArray::open` checks it).
     let answer =
         unsafe { libc::syscall(libc::SYS_bpf, command, &raw mut attr, size_of::<ElemAttr>()) };
     check(call, answer).map(drop)
@@ -61,18 +61,6 @@ pub(crate) fn lookup_u64(map: BorrowedFd<'_>, key: u32) -> Result<Option<u64>, S
         Err(error) if error.errno() == libc::ENOENT => Ok(None),
         Err(error) => Err(error),
     }
-}
-
-/// Puts the values of `key` in a per-CPU array with 8-byte values into `values`, by possible CPU.
-pub(crate) fn lookup_percpu_u64(
-    map: BorrowedFd<'_>,
-    key: u32,
-    values: &mut Vec<u64>,
-) -> Result<(), SyscallError> {
-    // As many as the kernel writes, whatever the caller thinks.
-    let cpus = aya::util::nr_cpus().map_err(|(call, source)| SyscallError { call, source })?;
-    values.resize(cpus, 0);
-    elem("bpf(BPF_MAP_LOOKUP_ELEM)", BPF_MAP_LOOKUP_ELEM, map, key, values, 0)
 }
 
 /// Sets `key` of an array map with 8-byte values.

@@ -25,6 +25,7 @@ pub mod spawn;
 /// A system call that failed.
 #[derive(Debug, thiserror::Error)]
 #[error("{call}: {source}")]
+#[non_exhaustive]
 pub struct SyscallError {
     /// The call, with its object or option where that says more: `getsockopt(SO_COOKIE)`.
     pub call: &'static str,

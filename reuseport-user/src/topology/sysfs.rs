@@ -17,6 +17,7 @@ use super::{CpuInfo, Topology};
 
 /// Why the machine's topology is not known.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum TopologyError {
     /// A file that every kernel has could not be read.
     #[error("read {path}: {source} (is sysfs mounted here?)", path = path.display())]

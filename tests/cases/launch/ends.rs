@@ -1,12 +1,13 @@
 //! How a launch ends, and that nothing is left of it.
 
+use std::fs::File;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
 use reuseport_tests::launcher::{Launch, PATIENCE};
 use reuseport_tests::netns::Netns;
-use reuseport_tests::process::children;
+use reuseport_tests::process::{children, must};
 use reuseport_tests::servers::{Language, Program, Script};
 use reuseport_tests::sys::kill;
 use reuseport_tests::{cpus, eventually, require};
@@ -223,5 +224,37 @@ fn a_closed_output_ends_nobody() {
     let run = launcher.family().into_iter().find(|&pid| comm(pid) == "reuseport-steer");
     kill(run.expect("the launcher"), libc::SIGTERM).expect("signal the launcher");
     launcher.wait();
+    launcher.assert_nothing_left();
+}
+
+/// Whoever reads its output may be stuck: that holds up those who write, and not the launcher.
+#[test]
+fn a_stuck_output_holds_up_neither_a_restart_nor_the_end() {
+    let netns = Netns::new();
+    let program = Program::build(Language::C);
+    let flood = "(while [ ! -e \"$0.flood\" ]; do sleep 0.05; done; exec yes) & exec \"$1\" 8080";
+    let script = Script::shell(flood);
+    let (path, server) = (script.path(), program.path());
+    let words = [path.as_str(), &server];
+    let fifo = script.beside("output");
+    must(reuseport_tests::process::command("mkfifo").arg(&fifo));
+    // Open for reading, so that it can be opened for writing; nobody reads.
+    let _reader = File::options().read(true).write(true).open(&fifo).expect("open the pipe");
+    let stuck = ["sh", "-c", "out=$1; shift; exec \"$@\" > \"$out\"", "sh", &fifo];
+    let options = ["--port", "8080", "--workers", "1"];
+    let mut launcher = Launch::new(&netns, line(&options, &words)).through(stuck).up();
+    let worker = launcher.workers()[&0];
+    std::fs::write(script.beside("script.sh.flood"), "").expect("begin the flood");
+    let waits = |pid: u32| {
+        let stat = std::fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+        stat.contains("(yes) S ")
+    };
+    assert!(eventually(PATIENCE, || children(worker).into_iter().any(waits)), "it never waits");
+    kill(worker, libc::SIGKILL).expect("kill the worker");
+    let again = || launcher.children().into_iter().any(|pid| children(pid).into_iter().any(waits));
+    assert!(eventually(PATIENCE, || !Path::new(&format!("/proc/{worker}")).exists()));
+    assert!(eventually(PATIENCE, again), "it does not come back");
+    launcher.signal(libc::SIGTERM);
+    assert_eq!(launcher.wait(), Some(0), "{}", launcher.said());
     launcher.assert_nothing_left();
 }

@@ -158,6 +158,21 @@ fn a_port_that_somebody_else_uses() {
     Launch::new(&netns, line(&["--listen", "10.9.8.7:8080"], words)).fails(3, &["10.9.8.7"]);
 }
 
+/// The limit on open files: for the launcher's listeners and the pipes of its copies.
+#[test]
+fn more_copies_than_descriptors() {
+    let netns = Netns::new();
+    let script = Script::given();
+    let path = script.path();
+    let words = ["/usr/bin/python3", &path];
+    let limited = ["prlimit", "--nofile=12"];
+    for options in [&["--listen", "127.0.0.1:8080"][..], &["--port", "8080"]] {
+        let options = [options, &["--workers", "1"]].concat();
+        let launch = Launch::new(&netns, line(&options, &words)).through(limited);
+        launch.fails(6, &["Too many open files", "ulimit -n"]);
+    }
+}
+
 #[test]
 fn without_the_power_to_steer() {
     require::cpus(2);

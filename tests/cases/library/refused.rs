@@ -116,6 +116,36 @@ fn more_sockets_than_may_be_open() {
     });
 }
 
+/// Half of as many listeners as a group may have.
+const HALF: &str = "
+import resource, socket, time
+limit = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+resource.setrlimit(resource.RLIMIT_NOFILE, (limit, limit))
+listeners = [socket.socket() for _ in range(16384)]
+for listener in listeners:
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    listener.bind(('127.0.0.1', 8080))
+    listener.listen()
+print('full', flush=True)
+time.sleep(1000)
+";
+
+/// The kernel's own limit, which other instances of the program may have reached.
+#[test]
+fn a_group_that_is_full() {
+    let netns = Netns::new();
+    let half = || {
+        let mut command = netns.command("/usr/bin/python3");
+        command.args(["-c", HALF]);
+        Server::spawn(command)
+    };
+    let _full = [half(), half()];
+    let mut server = Server::start(&netns, &[TCP]);
+    let error = text(&server.said("error"));
+    assert!(error.contains("127.0.0.1:8080: the kernel takes no further listener"), "{error}");
+    assert_eq!(server.wait().0.code(), Some(1));
+}
+
 #[test]
 fn inherited_sockets_that_do_not_fit() {
     let netns = Netns::new();
@@ -189,8 +219,7 @@ fn loads() -> Vec<(u32, u32)> {
         (group.port == 8125).then_some(pinned)
     };
     let pinned = found.into_iter().find_map(of_ours).expect("our pins");
-    let load = |slot| pinned.maps.load(slot).expect("a load");
-    (0..2).map(load).map(|load| (load.pending, load.limit)).collect()
+    (0..2).map(|slot| pinned.maps.load(slot)).map(|load| (load.pending, load.limit)).collect()
 }
 
 #[test]

@@ -1,18 +1,23 @@
 //! A server of one's own: what the command sees of it, and how it ends.
 
-use std::io::Read as _;
-use std::net::TcpStream;
+use std::io::{Read as _, Write as _};
+use std::net::{SocketAddr, TcpStream};
 use std::time::Duration;
 
+use reuseport_tests::agent::Agent;
+use reuseport_tests::binary::Cli;
+use reuseport_tests::bpffs::Bpffs;
 use reuseport_tests::client::Target;
 use reuseport_tests::leak;
 use reuseport_tests::load::Load;
+use reuseport_tests::netns::Netns;
 use reuseport_tests::scene::{Scene, number, text};
 use reuseport_tests::server::Server;
-use reuseport_tests::{cpus, require};
+use reuseport_tests::{cpus, eventually, require, sys};
+use reuseport_user::group::{Group, Policy, Rung, Worker};
 use serde_json::Value;
 
-use super::{TCP, assert_by_hash, assert_local, from_each_cpu, here};
+use super::{ADDRESS, TCP, assert_by_hash, assert_local, from_each_cpu, here};
 
 #[test]
 fn the_command_sees_it_as_any_other() {
@@ -43,6 +48,52 @@ fn the_command_sees_it_as_any_other() {
     scene.attach(&[]);
     assert_local(&scene.netns);
     server.stop();
+}
+
+/// The server changes what is steered when it restarts, the agent when workers come and go: neither
+/// undoes what the other did, and no client notices.
+#[test]
+fn the_agent_keeps_it_and_does_not_fight_it() {
+    require::cpus(2);
+    let netns = Netns::new();
+    let bpffs = Bpffs::new();
+    let directory = bpffs.path().to_str().expect("a path of ours is text");
+    let pins = format!("bpffs={directory}");
+    let arguments = [TCP, &pins, "standby", "until-superseded"];
+    let only = ["--port", "8080", "--netns", "/proc/self/ns/net", "--bpffs", directory];
+    let generation = || {
+        let args = [&["status", "--json"][..], &only].concat();
+        let status = Cli::new(args).netns(&netns).run().ok().json();
+        number(&status[0]["steering"]["generation"])
+    };
+    let mut old = Server::start(&netns, &arguments);
+    let agent = Agent::start(&netns, &bpffs, 8080, &[]);
+    let load = Load::start(&netns, &here(), &cpus(), 2);
+    for _ in 0..3 {
+        load.advance(50);
+        // One that never gets ready takes nothing over.
+        let mut broken = Server::start(&netns, &[&arguments[..3], &["fault=panic-core"]].concat());
+        assert_eq!(broken.wait().0.code(), Some(1));
+        load.advance(50);
+        let new = Server::start(&netns, &arguments);
+        let (status, report) = old.wait();
+        assert!(status.success() && report.contains("Superseded"), "{status}: {report}");
+        old = new;
+    }
+    load.advance(50);
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "{tally}\n{}", agent.log());
+    assert_local(&netns);
+    // At rest, nothing is changed any more.
+    let mut last = generation();
+    let at_rest = || std::mem::replace(&mut last, generation()) == last;
+    assert!(eventually(Duration::from_secs(20), at_rest), "{}", agent.log());
+    std::thread::sleep(Duration::from_secs(2));
+    assert_eq!(generation(), last, "{}", agent.log());
+    let top = [&["top", "--once"][..], &only].concat();
+    Cli::new(top).netns(&netns).run().ok();
+    agent.stop();
+    old.stop();
 }
 
 #[test]
@@ -87,6 +138,24 @@ fn several_addresses_are_several_groups() {
             .assert_local(reuseport_tests::scene::place);
     }
     server.stop();
+}
+
+#[test]
+fn backlog_and_policy_are_as_told() {
+    let scene = Scene::new();
+    let builder = || Group::builder().tcp(here().address).backlog(7).policy(Policy::Hash);
+    scene.netns.run_in(|| {
+        let group = builder().build().expect("a group");
+        let status = scene.status();
+        assert_eq!(status["steering"]["policy"], "hash", "{status:#}");
+        assert_eq!(status["listeners"][0]["backlog"], 7, "{status:#}");
+        drop(group);
+        // What decides by CPU alone will not do.
+        let error = builder().rung(Rung::IncomingCpu).build().expect_err("no such policy there");
+        assert!(error.to_string().contains("policy hash was asked for"), "{error}");
+        let group = builder().rung(Rung::Hash).build().expect("a group");
+        assert_eq!(group.rung().rung, Rung::Hash);
+    });
 }
 
 #[test]
@@ -211,4 +280,36 @@ fn the_end_under_load_refuses_and_resets_nobody_who_was_accepted() {
     assert_local(&scene.netns);
     scene.assert_steered();
     other.stop();
+}
+
+/// A handshake that is under way when connections are steered away ends in the old queue: closed
+/// before, the listener would reset it.
+#[test]
+fn handshakes_under_way_are_waited_for() {
+    require::cpus(2);
+    let scene = Scene::new();
+    scene.netns.run_in(|| {
+        let address: SocketAddr = ADDRESS.parse().expect("an address");
+        let mut group = Group::builder().tcp(address).build().expect("a group");
+        let mut workers = group.take_workers();
+        // The kernel holds the handshake back until data comes.
+        for socket in workers.iter().flat_map(Worker::sockets) {
+            let seconds = 30_i32.to_ne_bytes();
+            sys::set_option(socket, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, &seconds)
+                .expect("TCP_DEFER_ACCEPT");
+        }
+        sys::pin(0, &[workers[0].cpu()]).expect("run on a CPU");
+        let mut stream = TcpStream::connect(address).expect("connect");
+        let other = Server::start(&scene.netns, &[TCP]);
+        assert!(group.steer_away().expect("steer away"), "nobody else serves");
+        assert!(!group.is_drained().expect("a look"), "the handshake was not seen");
+        stream.write_all(b"x").expect("send");
+        let listener = workers[0].listener().expect("a listener");
+        let (_accepted, peer) = listener.accept().expect("accept");
+        assert_eq!(peer, stream.local_addr().expect("its address"));
+        let drained = || group.is_drained().expect("a look");
+        assert!(eventually(Duration::from_secs(20), drained), "it is never drained");
+        drop(group);
+        other.stop();
+    });
 }

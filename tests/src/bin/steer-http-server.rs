@@ -1,7 +1,8 @@
 //! One HTTP service, served in the ways that `steer-bench http` compares: `steer-http-server MODE
 //! ADDRESS`. It says its process id when it listens.
 //!
-//! `open` serves nothing: it says how many milliseconds it took to open and steer 64 listeners.
+//! `open` serves nothing: it says how many milliseconds it took to open and steer 64 listeners, by the
+//! clock and of CPU time.
 #![expect(clippy::print_stdout, reason = "a command-line program speaks on stdout")]
 
 use std::error::Error;
@@ -13,6 +14,7 @@ use axum::routing::get;
 use hyper::server::conn::http1;
 use hyper_util::rt::TokioIo;
 use hyper_util::service::TowerToHyperService;
+use reuseport_tests::sys::usage;
 use reuseport_user::group::{BoxError, Group, LoadGuard, Server, Stop, Worker, Workers};
 use reuseport_user::rungs::Rung;
 use tokio::net::{TcpListener, TcpStream};
@@ -101,10 +103,11 @@ async fn accept(mut worker: Worker, stop: Stop, publish: bool) -> Result<(), Box
 
 fn open(address: SocketAddr) -> Result<(), Box<dyn Error>> {
     let cpus = reuseport_tests::cpus().into_iter().cycle().take(MANY).collect();
-    let start = Instant::now();
+    let (start, before) = (Instant::now(), usage::so_far()?);
     let group =
         Group::builder().tcp(address).workers(Workers::On(cpus)).rung(Rung::Ebpf).build()?;
-    println!("{}", start.elapsed().as_secs_f64() * 1e3);
+    let (wall, process) = (start.elapsed(), usage::so_far()?.saturating_sub(before));
+    println!("{} {}", wall.as_secs_f64() * 1e3, process.as_secs_f64() * 1e3);
     drop(group);
     Ok(())
 }

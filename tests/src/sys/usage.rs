@@ -1,4 +1,4 @@
-//! What a child process used, and limits of this one.
+//! What a child process or this one used, and limits of this one.
 
 use std::io;
 use std::mem::zeroed;
@@ -28,10 +28,20 @@ pub fn wait(child: Child) -> io::Result<Usage> {
     // SAFETY: both pointers are to live values; the child is ours and not waited for yet, as we
     // own it and a `Child` that is dropped is not reaped.
     check(unsafe { libc::wait4(pid, &raw mut status, 0, &raw mut usage) })?;
-    let time = |time: libc::timeval| {
-        Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64)
-    };
     Ok(Usage { status, user: time(usage.ru_utime), system: time(usage.ru_stime) })
+}
+
+/// Time on a CPU that this process has taken so far, all its threads.
+pub fn so_far() -> io::Result<Duration> {
+    // SAFETY: an rusage is plain numbers, all zero is valid.
+    let mut usage: libc::rusage = unsafe { zeroed() };
+    // SAFETY: the pointer is to a live value.
+    check(unsafe { libc::getrusage(libc::RUSAGE_SELF, &raw mut usage) })?;
+    Ok(time(usage.ru_utime) + time(usage.ru_stime))
+}
+
+fn time(time: libc::timeval) -> Duration {
+    Duration::from_secs(time.tv_sec as u64) + Duration::from_micros(time.tv_usec as u64)
 }
 
 /// Lets this process open as many files as its hard limit allows.

@@ -9,6 +9,7 @@ use crate::model::{GroupKey, Pid};
 
 /// Why pins cannot be made or read.
 #[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
 pub enum PinsError {
     /// Not a bpffs.
     #[error(

@@ -84,7 +84,9 @@ impl Server {
     }
 
     /// How long connections in service may take to end before they are cut off; 30 seconds unless
-    /// told.
+    /// told. So long, at most, does the step before take, too: waiting for what was queued or on its
+    /// way here when connections were steered away. A service that blocks its thread is waited for
+    /// in any case.
     #[must_use]
     pub fn drain_timeout(self, limit: Duration) -> Self {
         Self { drain: limit, ..self }

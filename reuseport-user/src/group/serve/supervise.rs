@@ -16,9 +16,11 @@ use super::{CoreReport, Failure, Reason, Report, ServeError, Served, Server};
 use crate::group::Group;
 use crate::model::Cpu;
 
-/// How often it is looked whether a newer process has taken over, and whether queues are empty. A look
-/// costs microseconds.
+/// How often it is looked whether queues are empty, while all wait for that.
 const LOOK: Duration = Duration::from_millis(20);
+/// How often it is looked whether a newer process has taken over. Nobody waits for that: connections
+/// go to the newer one already.
+const LOOK_FOR_NEWER: Duration = Duration::from_millis(100);
 
 impl Server {
     /// Runs `main` on a thread for each worker, to the end of all.
@@ -47,13 +49,14 @@ impl Server {
         thread::scope(|scope| {
             let mut started = Ok(());
             for worker in workers {
-                let (cpu, name) = (worker.cpu(), format!("{}/{}", self.name, worker.cpu()));
+                let (index, cpu) = (worker.index(), worker.cpu());
+                let name = format!("{}/{cpu}", self.name);
                 let (stop, events) = (Stop::new(phase.clone()), events.clone());
                 let life = move || live(worker, stop, &events, main);
                 if let Err(source) = thread::Builder::new().name(name).spawn_scoped(scope, life) {
                     let what = format!("the thread of CPU {cpu}");
                     started = Err(ServeError::Start { what, source });
-                    supervisor.outcomes.never_began(cpu);
+                    supervisor.outcomes.never_began(index);
                 }
             }
             drop(events);
@@ -183,8 +186,8 @@ impl Outcomes {
         self.ended.iter().filter(|ended| ended.is_none()).count()
     }
 
-    fn never_began(&mut self, cpu: Cpu) {
-        for (_, ended) in self.cpus.iter().zip(&mut self.ended).filter(|(it, _)| **it == cpu) {
+    fn never_began(&mut self, index: usize) {
+        if let Some(ended) = self.ended.get_mut(index) {
             *ended = Some(Served::default());
         }
     }
@@ -244,6 +247,6 @@ async fn superseded(group: &Group, look: bool) {
         return pending().await;
     }
     while !group.is_superseded() {
-        sleep(LOOK).await;
+        sleep(LOOK_FOR_NEWER).await;
     }
 }
