@@ -23,6 +23,8 @@ pub mod group;
 #[cfg(feature = "cli")]
 pub mod launch;
 mod loopback;
+#[cfg(feature = "measure")]
+pub mod measure;
 pub mod model;
 pub mod observe;
 pub mod plan;
