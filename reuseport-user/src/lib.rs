@@ -19,6 +19,8 @@ pub mod cli;
 #[cfg(feature = "cli")]
 pub mod demo;
 pub mod discover;
+#[cfg(feature = "cli")]
+pub mod experiment;
 pub mod group;
 #[cfg(feature = "cli")]
 pub mod launch;

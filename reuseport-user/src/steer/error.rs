@@ -181,6 +181,20 @@ pub enum SteerError {
         /// The group.
         group: GroupKey,
     },
+    /// One at a time.
+    #[error("several groups listen there ({groups}): name one with --addr")]
+    SeveralGroups {
+        /// The groups.
+        groups: String,
+    },
+    /// It could not be given back as it was.
+    #[error("{group}: how it is steered is not changed for an experiment: {why}")]
+    NotToBorrow {
+        /// The group.
+        group: GroupKey,
+        /// Why not.
+        why: String,
+    },
     /// Every worker exited while we were at it.
     #[error("{group}: its listeners went away meanwhile; run the command again")]
     Vanished {
