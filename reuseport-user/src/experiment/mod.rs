@@ -95,7 +95,7 @@ pub enum ExperimentError {
         group: String,
     },
     /// A signal.
-    #[error("ended by {0}; steered as before")]
+    #[error("ended by {0}")]
     Interrupted(&'static str),
     /// The group is not steered as it was found.
     #[error(
