@@ -253,6 +253,9 @@ fn what_cannot_be_an_experiment_is_refused() {
     refuses(&scene, &with(&["--addr", "127.0.0.9"]), 3, &["127.0.0.9"]);
     let elsewhere = scene.cli_at(8081, "experiment", &["--load", "true", "--metric", "x(.)"]);
     scene.refuses(&elsewhere, 3, &["8081"]);
+    // What is attached cannot be seen, so it could not be put back.
+    let blind = scene.experiment("true", &x).capabilities(&["sys_ptrace"]);
+    scene.refuses(&blind, 5, &["it cannot be seen how it is steered"]);
     // Others' work.
     scene.cli("attach", &[]).run().ok();
     let slot = ["--slot", "1"];

@@ -137,6 +137,7 @@ fn steer(error: &SteerError) -> u8 {
         | SteerError::SocketTaken { .. }
         | SteerError::NotToBorrow { .. }
         | SteerError::Frozen { .. } => CONFLICT,
+        SteerError::Unseen { .. } => NOT_PERMITTED,
         SteerError::Rung { why, .. } => match why {
             Why::NotPermitted(_) => NOT_PERMITTED,
             Why::Unfit(_) => USAGE,

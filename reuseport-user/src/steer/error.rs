@@ -195,6 +195,17 @@ pub enum SteerError {
         /// Why not.
         why: String,
     },
+    /// Nor could what cannot be seen.
+    #[error(
+        "{group}: it cannot be seen how it is steered, so it could not be given back like that: {why} \
+         (CAP_BPF and CAP_PERFMON show it)"
+    )]
+    Unseen {
+        /// The group.
+        group: GroupKey,
+        /// Why not.
+        why: String,
+    },
     /// Every worker exited while we were at it.
     #[error("{group}: its listeners went away meanwhile; run the command again")]
     Vanished {

@@ -244,7 +244,7 @@ impl Before {
                 };
                 Ok(Self::Below(group.listeners.iter().filter_map(cpu).collect()))
             }
-            (None, _) => refuse(&status.rung.why),
+            (None, _) => Err(SteerError::Unseen { group: group.key, why: status.rung.why.clone() }),
         }
     }
 }
