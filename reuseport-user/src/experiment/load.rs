@@ -172,21 +172,20 @@ mod tests {
 
     #[test]
     fn both_outputs_are_kept() {
-        let output = run_quietly("echo out; echo err >&2", Duration::from_secs(60)).unwrap();
+        let output = run_quietly("echo out; echo err >&2", Duration::from_mins(1)).unwrap();
         assert_eq!((output.stdout.as_str(), output.stderr.as_str()), ("out\n", "err\n"));
     }
 
     #[test]
     fn a_failure_tells_the_end_of_what_was_printed() {
-        let error = run_quietly("seq 9; exit 3", Duration::from_secs(60)).unwrap_err().to_string();
+        let error = run_quietly("seq 9; exit 3", Duration::from_mins(1)).unwrap_err().to_string();
         assert!(
             error.contains("exit status: 3") && error.ends_with("5\n  6\n  7\n  8\n  9"),
             "{error}"
         );
-        let error =
-            run_quietly("no-such-program", Duration::from_secs(60)).unwrap_err().to_string();
+        let error = run_quietly("no-such-program", Duration::from_mins(1)).unwrap_err().to_string();
         assert!(error.contains("127") && error.contains("not found"), "{error}");
-        let error = run_quietly("false", Duration::from_secs(60)).unwrap_err().to_string();
+        let error = run_quietly("false", Duration::from_mins(1)).unwrap_err().to_string();
         assert!(error.contains("it printed nothing"), "{error}");
     }
 
@@ -198,7 +197,7 @@ mod tests {
         let late = format!("(sleep 2; touch {}) & sleep 600", file.display());
         let error = run_quietly(&late, Duration::from_millis(50)).unwrap_err();
         assert!(matches!(error, LoadError::TooLong { .. }), "{error}");
-        assert!(begin.elapsed() < Duration::from_secs(60));
+        assert!(begin.elapsed() < Duration::from_mins(1));
         sleep(Duration::from_millis(2500));
         assert!(!file.exists(), "a child of it went on");
     }
@@ -206,7 +205,7 @@ mod tests {
     #[test]
     fn a_signal_ends_it() {
         let interrupts = Interrupts(Arc::new(AtomicUsize::new(SIGTERM as usize)));
-        let error = run("sleep 600", Duration::from_secs(600), &interrupts).unwrap_err();
+        let error = run("sleep 600", Duration::from_mins(10), &interrupts).unwrap_err();
         assert!(matches!(error, LoadError::Interrupted), "{error}");
         assert_eq!(interrupts.came(), Some("SIGTERM"));
     }

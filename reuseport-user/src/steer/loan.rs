@@ -97,8 +97,9 @@ impl Loan {
             log: status.steering.is_some_and(|steering| steering.logs),
             ..options.clone()
         };
-        let (given_back, _agent, _netns) = (true, agent, netns);
-        let mut loan = Self { group, options, found, before, given_back, _agent, _netns };
+        let given_back = true;
+        let mut loan =
+            Self { group, options, found, before, given_back, _agent: agent, _netns: netns };
         let again = match loan.before {
             Before::Ebpf(policy) => Some(Mode::Ebpf(policy)),
             Before::Below(_) => None,
