@@ -23,6 +23,8 @@ use crate::scene::{Scene, refused};
 /// Longest that anything may take on a busy machine: more is a hang.
 const PATIENCE: Duration = Duration::from_mins(3);
 
+const README: &str = include_str!("../../README.md");
+
 /// A few connections to the scene's port.
 const CONNECT: &str = "for i in 1 2 3 4; do : <>/dev/tcp/127.0.0.1/8080; done";
 
@@ -80,7 +82,8 @@ impl Scene {
 
     fn unsteered(&self) {
         assert_eq!(self.attached()["state"], "nothing");
-        assert_eq!(self.bpffs.pins(), [String::new(); 0], "pins or locks are left");
+        let left = self.bpffs.pins();
+        assert!(left.is_empty(), "pins or locks are left: {left:?}");
     }
 
     /// Starts an experiment whose load does not end, waits until it runs, and sends `signal`.
@@ -287,7 +290,6 @@ fn what_cannot_be_an_experiment_is_refused() {
 #[test]
 fn pgbench_through_two_pgbouncers_gets_an_answer() {
     require::cpus(2);
-    const README: &str = include_str!("../../README.md");
     let typed = README.lines().find_map(|line| line.strip_prefix("# reuseport-steer experiment "));
     let typed = typed.expect("the README has the command");
     leak::scene(|netns| {
