@@ -26,10 +26,14 @@ pub mod cli;
 #[cfg(feature = "cli")]
 pub mod demo;
 pub mod discover;
+#[cfg(feature = "cli")]
+pub mod experiment;
 pub mod group;
 #[cfg(feature = "cli")]
 pub mod launch;
 mod loopback;
+#[cfg(feature = "measure")]
+pub mod measure;
 pub mod model;
 pub mod observe;
 pub mod plan;
