@@ -100,7 +100,7 @@ fn what_it_says_in_passing_is_there() {
     let help = Cli::new(["--help"]).run().ok().stdout;
     for verb in ["attach", "detach", "run", "status", "demo", "log", "man", "completions"]
         .into_iter()
-        .chain(["drain", "undrain", "weight", "top", "metrics"])
+        .chain(["drain", "undrain", "weight", "top", "trace", "metrics"])
     {
         assert!(help.contains(&format!("\n  {verb} ")), "{verb}: {help}");
     }

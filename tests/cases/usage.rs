@@ -112,9 +112,18 @@ fn overlapping_orders_are_a_choice() {
 
 #[test]
 fn every_verb_explains_itself() {
-    for verb in
-        ["attach", "detach", "status", "top", "metrics", "demo", "log", "completions", "man"]
-    {
+    for verb in [
+        "attach",
+        "detach",
+        "status",
+        "top",
+        "trace",
+        "metrics",
+        "demo",
+        "log",
+        "completions",
+        "man",
+    ] {
         let long = run(&[verb, "--help"]).run().ok();
         assert!(long.stdout.contains("Examples:"), "{long}");
         assert!(long.stdout.contains(&format!("reuseport-steer {verb}")), "{long}");

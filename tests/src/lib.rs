@@ -28,6 +28,7 @@ pub mod steer;
 pub mod sys;
 pub mod systemd;
 pub mod terminal;
+pub mod tracer;
 pub mod traffic;
 pub mod turn;
 pub mod worker;
