@@ -7,5 +7,7 @@
 
 pub mod abi;
 pub mod decide;
+pub mod hist;
+pub mod observe;
 pub mod stats;
 pub mod watch;

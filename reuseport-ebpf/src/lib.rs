@@ -11,6 +11,7 @@ struct Aligned<T: ?Sized>(T);
 
 static STEER_ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!("../objects/steer.bpf.o"));
 static WATCH_ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!("../objects/watch.bpf.o"));
+static OBSERVE_ALIGNED: &Aligned<[u8]> = &Aligned(*include_bytes!("../objects/observe.bpf.o"));
 
 /// The steering programs `select` and `select_or_migrate` with their maps, and the iterator
 /// `list_members`.
@@ -27,3 +28,11 @@ pub static STEER: &[u8] = &STEER_ALIGNED.0;
 ///
 /// 5.12 with BTF (on arm64 6.0); `CAP_BPF` and `CAP_PERFMON`.
 pub static WATCH: &[u8] = &WATCH_ALIGNED.0;
+
+/// The programs `queued`, `accepted` and `returned`, which see connections come into the accept queue and
+/// leave it.
+///
+/// # Minimum kernel version
+///
+/// 5.10 with BTF; `CAP_BPF` and `CAP_PERFMON`.
+pub static OBSERVE: &[u8] = &OBSERVE_ALIGNED.0;

@@ -41,3 +41,4 @@ pub mod rungs;
 pub mod steer;
 pub mod sys;
 pub mod topology;
+pub mod trace;

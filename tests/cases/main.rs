@@ -33,4 +33,5 @@ mod selection;
 mod soak;
 mod status;
 mod top;
+mod trace;
 mod usage;

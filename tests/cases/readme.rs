@@ -102,7 +102,7 @@ fn what_it_says_in_passing_is_there() {
     let help = Cli::new(["--help"]).run().ok().stdout;
     for verb in ["attach", "detach", "run", "status", "demo", "log", "man", "completions"]
         .into_iter()
-        .chain(["drain", "undrain", "weight", "top", "metrics", "experiment"])
+        .chain(["drain", "undrain", "weight", "top", "trace", "metrics", "experiment"])
     {
         assert!(help.contains(&format!("\n  {verb} ")), "{verb}: {help}");
     }

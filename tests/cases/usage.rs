@@ -117,6 +117,7 @@ fn every_verb_explains_itself() {
         "detach",
         "status",
         "top",
+        "trace",
         "metrics",
         "demo",
         "experiment",

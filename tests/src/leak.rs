@@ -14,7 +14,7 @@ use crate::require;
 use crate::turn::Turn;
 
 /// BPF programs and maps of ours, by the names that the kernel keeps (15 characters).
-const OURS: [&str; 9] = [
+const OURS: [&str; 18] = [
     "select",
     "select_logged",
     "select_or_migra",
@@ -24,6 +24,15 @@ const OURS: [&str; 9] = [
     "SOCKETS",
     "LOAD",
     "COUNTERS",
+    "queued",
+    "accepted",
+    "returned",
+    "LISTENERS",
+    "WAITING",
+    "TIMES",
+    "PAIRS",
+    "TOTALS",
+    "EVENTS",
 ];
 
 /// What was there when the test began. It is an exclusive [`Turn`]: take it first, and drop

@@ -29,6 +29,7 @@ pub mod stuck;
 pub mod sys;
 pub mod systemd;
 pub mod terminal;
+pub mod tracer;
 pub mod traffic;
 pub mod turn;
 pub mod worker;

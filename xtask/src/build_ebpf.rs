@@ -21,7 +21,7 @@ use toolchain::Toolchain;
 
 const REMEDY: &str = "run `cargo xtask build-ebpf` and commit the result";
 
-const OBJECTS: [&str; 2] = ["steer", "watch"];
+const OBJECTS: [&str; 3] = ["steer", "watch", "observe"];
 
 /// What the objects are made from, relative to the root.
 const SOURCES: [&str; 5] = [

@@ -15,6 +15,8 @@ use reuseport_common::{abi, watch};
 use super::BpfError;
 use crate::sys::mapped::Mapped;
 
+pub(super) mod observe;
+
 /// Where the kernel publishes its own BTF.
 const VMLINUX: &str = "/sys/kernel/btf/vmlinux";
 const MAGIC: u16 = 0xeb9f;
@@ -94,28 +96,33 @@ impl Kernel {
     /// aya's `load` takes a whole BTF for nothing but that id, and reading the kernel's anew takes aya
     /// longer than all the rest of an attach.
     pub(super) fn stand_in(&self, name: &str) -> Result<aya::Btf, BpfError> {
-        let bytes = self.stand_in_bytes(name)?;
-        aya::Btf::parse(&bytes, Endianness::default()).map_err(|error| BpfError::Load(error.into()))
-    }
-
-    fn stand_in_bytes(&self, name: &str) -> Result<Vec<u8>, BtfError> {
         let mut places = PLACES.iter().zip(self.places);
         let place = places.find_map(|(place, id)| Some((place.1, id.filter(|_| place.0 == name)?)));
         let (kind, id) = place.ok_or_else(|| BtfError::Missing(name.to_owned()))?;
-        let strings: Vec<u8> = [b"\0", name.as_bytes(), b"\0"].concat();
-        // Pointers to void are the shortest types there are.
-        let void_pointer = [0, KIND_POINTER << 24, 0];
-        let mut words = void_pointer.repeat(id.saturating_sub(1) as usize);
-        words.extend([1, kind << 24, 0]);
-        let types = size_of_val(words.as_slice()) as u32;
-        let mut bytes = Vec::with_capacity(24 + types as usize + strings.len());
-        bytes.extend(MAGIC.to_ne_bytes());
-        bytes.extend([VERSION, 0]);
-        let head = [24, 0, types, types, strings.len() as u32];
-        bytes.extend(head.into_iter().chain(words).flat_map(u32::to_ne_bytes));
-        bytes.extend(strings);
-        Ok(bytes)
+        stand_in(name, kind, id)
     }
+}
+
+/// A BTF with one type of a name, under its id.
+fn stand_in(name: &str, kind: u32, id: u32) -> Result<aya::Btf, BpfError> {
+    let bytes = stand_in_bytes(name, kind, id);
+    aya::Btf::parse(&bytes, Endianness::default()).map_err(|error| BpfError::Load(error.into()))
+}
+
+fn stand_in_bytes(name: &str, kind: u32, id: u32) -> Vec<u8> {
+    let strings: Vec<u8> = [b"\0", name.as_bytes(), b"\0"].concat();
+    // Pointers to void are the shortest types there are.
+    let void_pointer = [0, KIND_POINTER << 24, 0];
+    let mut words = void_pointer.repeat(id.saturating_sub(1) as usize);
+    words.extend([1, kind << 24, 0]);
+    let types = size_of_val(words.as_slice()) as u32;
+    let mut bytes = Vec::with_capacity(24 + types as usize + strings.len());
+    bytes.extend(MAGIC.to_ne_bytes());
+    bytes.extend([VERSION, 0]);
+    let head = [24, 0, types, types, strings.len() as u32];
+    bytes.extend(head.into_iter().chain(words).flat_map(u32::to_ne_bytes));
+    bytes.extend(strings);
+    bytes
 }
 
 fn offsets(btf: &Btf<'_>) -> Result<abi::Offsets, BtfError> {
@@ -345,12 +352,13 @@ mod tests {
     fn a_stand_in_has_its_place_under_its_id() {
         let kernel = kernel().unwrap();
         for (place, id) in PLACES.into_iter().zip(kernel.places) {
-            let bytes = kernel.stand_in_bytes(place.0).unwrap();
+            let id = id.unwrap();
+            let bytes = stand_in_bytes(place.0, place.1, id);
             let btf = Btf::parse(&bytes, &[], &[place]).unwrap();
-            assert_eq!(btf.places.get(place.0).copied(), id);
-            assert_eq!(Some(btf.positions.len() as u32), id.map(|id| id + 1));
+            assert_eq!(btf.places.get(place.0).copied(), Some(id));
+            assert_eq!(btf.positions.len() as u32, id + 1);
             kernel.stand_in(place.0).unwrap();
         }
-        assert!(matches!(kernel.stand_in_bytes("tcp_v4_rcv"), Err(BtfError::Missing(_))));
+        assert!(kernel.stand_in("tcp_v4_rcv").is_err());
     }
 }

@@ -201,8 +201,7 @@ impl Object {
     where
         &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
     {
-        let missing = || BpfError::Shape(format!("the object has no program {name}"));
-        Ok(self.ebpf.program_mut(name).ok_or_else(missing)?.try_into()?)
+        super::program(&mut self.ebpf, name)
     }
 }
 

@@ -4,12 +4,12 @@
 use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 
-use aya::maps::{HashMap, Map, MapData, RingBuf};
-use aya::programs::{BtfTracePoint, FExit, Program, ProgramError};
+use aya::maps::{HashMap, MapData, RingBuf};
+use aya::programs::{BtfTracePoint, FExit};
 use aya::{Ebpf, EbpfLoader};
 use reuseport_common::watch::{self, Change};
 
-use super::{BpfError, btf};
+use super::{BpfError, btf, program, take};
 use crate::sys::caps::Cap;
 
 /// Where the programs run.
@@ -122,18 +122,6 @@ impl AsFd for Watch {
     fn as_fd(&self) -> BorrowedFd<'_> {
         self.changes.0.as_fd()
     }
-}
-
-fn program<'a, P>(ebpf: &'a mut Ebpf, name: &str) -> Result<&'a mut P, BpfError>
-where
-    &'a mut P: TryFrom<&'a mut Program, Error = ProgramError>,
-{
-    let missing = || BpfError::Shape(format!("the object has no program {name}"));
-    Ok(ebpf.program_mut(name).ok_or_else(missing)?.try_into()?)
-}
-
-fn take(ebpf: &mut Ebpf, name: &str) -> Result<Map, BpfError> {
-    ebpf.take_map(name).ok_or_else(|| BpfError::Shape(format!("the object has no map {name}")))
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ use crate::observe::http::{FetchError, ServeError};
 use crate::rungs::Why;
 use crate::steer::SteerError;
 use crate::sys::netns::NetnsError;
+use crate::trace::TraceError;
 
 const OTHER: u8 = 1;
 const USAGE: u8 = 2;
@@ -54,6 +55,13 @@ pub(super) fn code(error: &anyhow::Error) -> u8 {
     }
     if let Some(error) = error.downcast_ref::<LaunchError>() {
         return launch(error);
+    }
+    match error.downcast_ref::<TraceError>() {
+        Some(TraceError::Udp) => return USAGE,
+        Some(TraceError::Discover(error)) => return discover(error),
+        Some(TraceError::Bpf(error)) => return bpf(error),
+        Some(TraceError::Topology(_)) => return SYSTEM,
+        None => {}
     }
     if error.is::<ConfigError>() {
         return USAGE;

@@ -21,8 +21,10 @@ mod log;
 mod metrics;
 mod output;
 mod run;
+mod screen;
 mod status;
 mod top;
+mod trace;
 mod undrain;
 mod weight;
 
@@ -66,10 +68,10 @@ Exit codes:
   126, 127  run: the program may not be executed, is not there
 run ends with the status of the first worker that failed for good; 128 + N for signal N.
 
-Needs CAP_BPF and CAP_SYS_PTRACE; CAP_PERFMON to see whose program is attached; CAP_SYS_ADMIN
-for other network namespaces; CAP_DAC_READ_SEARCH to see which thread of another user's process
-accepts. Root has them all unless they were taken away. Other users also need a BPF file system
-of their own: `mount -t bpf bpf DIR && chown USER DIR`, and --bpffs DIR.";
+Needs CAP_BPF and CAP_SYS_PTRACE; CAP_PERFMON to trace, and to see whose program is attached;
+CAP_SYS_ADMIN for other network namespaces; CAP_DAC_READ_SEARCH to see which thread of another
+user's process accepts. Root has them all unless they were taken away. Other users also need a BPF
+file system of their own: `mount -t bpf bpf DIR && chown USER DIR`, and --bpffs DIR.";
 
 #[derive(Debug, Subcommand)]
 enum Verb {
@@ -91,6 +93,8 @@ enum Verb {
     Status(status::Args),
     /// Watch what is steered where, live
     Top(top::Args),
+    /// See how long connections wait, and on which CPUs they come and are accepted
+    Trace(trace::Args),
     /// Print metrics in Prometheus' text format
     Metrics(metrics::Args),
     /// Show what steering does on this machine, with a server of its own
@@ -125,6 +129,7 @@ pub fn main() -> ExitCode {
         Verb::Run(args) => run::run(&args),
         Verb::Status(args) => status::run(&args),
         Verb::Top(args) => top::run(&args),
+        Verb::Trace(args) => trace::run(&args),
         Verb::Metrics(args) => metrics::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Experiment(args) => experiment::run(&args),

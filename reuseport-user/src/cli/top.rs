@@ -6,9 +6,7 @@ use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use ratatui::DefaultTerminal;
 use ratatui::crossterm::event::{self, Event};
-use ratatui::crossterm::terminal::is_raw_mode_enabled;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use signal_hook::iterator::Signals;
 
@@ -16,6 +14,7 @@ use self::app::{App, Wish};
 use self::source::Source;
 use super::args::{CommonArgs, WhereArgs, duration};
 use super::output::to_json;
+use super::screen::Screen;
 use crate::observe::http::Endpoint;
 use crate::observe::{Rates, Snapshot};
 
@@ -87,10 +86,9 @@ fn live(interval: Duration, mut source: Source) -> Result<()> {
     let first = source.take()?;
     let mut app = App::new(interval, source.name.clone(), first);
     let (inputs, looker) = watch(source, interval)?;
-    // With a panic hook that gives the terminal back first.
-    let mut screen = Screen(Some(ratatui::try_init().context("take over the terminal")?));
+    let mut screen = Screen::take().context("take over the terminal")?;
     loop {
-        screen.draw(&mut app)?;
+        screen.draw(|frame| view::draw(&mut app, frame))?;
         let wish = match inputs.recv() {
             Ok(Input::Terminal(event)) => app.event(&event),
             Ok(Input::Sample(sample)) => {
@@ -106,31 +104,6 @@ fn live(interval: Duration, mut source: Source) -> Result<()> {
         };
         if wish == Wish::Quit {
             return Ok(());
-        }
-    }
-}
-
-/// The terminal, given back on drop.
-struct Screen(Option<DefaultTerminal>);
-
-impl Screen {
-    fn draw(&mut self, app: &mut App) -> io::Result<()> {
-        let Some(terminal) = &mut self.0 else { return Ok(()) };
-        terminal.draw(|frame| view::draw(app, frame)).map(drop)
-    }
-}
-
-impl Drop for Screen {
-    fn drop(&mut self) {
-        let Some(mut terminal) = self.0.take() else { return };
-        if terminal.show_cursor().is_err() {
-            // It hung up. Dropped, it would try again, and panic because it cannot even say so.
-            std::mem::forget(terminal);
-        }
-        // A panic hook has done it already: a second time would put the cursor back to where it was
-        // before, and the next line over what the panic said.
-        if is_raw_mode_enabled().unwrap_or(true) {
-            let _hung_up = ratatui::try_restore();
         }
     }
 }

@@ -49,8 +49,10 @@ impl Look {
         let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
         let kind = (*protocol).into();
         let sockets = sock_diag::list_family(&mut self.diag, kind, *port, family)?;
-        let queue =
-            |it: Socket| Queue { cookie: it.cookie, queued: it.queued, backlog: it.backlog };
+        let queue = |it: Socket| {
+            let Socket { cookie, queued, backlog, dropped, .. } = it;
+            Queue { cookie, queued, backlog, dropped }
+        };
         Ok(sockets.into_iter().map(queue).collect())
     }
 
@@ -74,6 +76,9 @@ pub struct Queue {
     pub queued: u32,
     /// Most that may wait.
     pub backlog: u32,
+    /// Connections and segments for it that were dropped since it is there, mostly because the queue was
+    /// full; wraps.
+    pub dropped: u32,
 }
 
 #[cfg(test)]
@@ -93,7 +98,8 @@ mod tests {
         let mut look = Look::open(&target, &group.netns).unwrap();
         assert_eq!(look.cookies().unwrap(), BTreeSet::from([group.listeners[0].cookie]));
         let address = group.key.address;
-        let queue = Queue { cookie: group.listeners[0].cookie, queued: 0, backlog: 128 };
+        let queue =
+            Queue { cookie: group.listeners[0].cookie, queued: 0, backlog: 128, dropped: 0 };
         assert_eq!(look.queues(&address).unwrap(), [queue]);
         let _client = TcpStream::connect(address).unwrap();
         assert_eq!(look.queues(&address).unwrap(), [Queue { queued: 1, ..queue }]);

@@ -147,7 +147,7 @@ fn group(
 ) -> Vec<Group> {
     let mut groups: BTreeMap<_, Group> = BTreeMap::new();
     for socket in sockets {
-        let Socket { address, v6only, device, uid, inode, cookie, queued, backlog } = socket;
+        let Socket { address, v6only, device, uid, inode, cookie, queued, backlog, .. } = socket;
         let key = GroupKey { netns: netns.cookie, protocol, address, v6only, device, uid };
         let listeners = Vec::new();
         let group = groups.entry((address, device, v6only, uid)).or_insert_with(|| Group {

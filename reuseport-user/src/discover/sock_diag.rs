@@ -46,6 +46,8 @@ pub(crate) struct Socket {
     pub(crate) queued: u32,
     /// Most that may wait.
     pub(crate) backlog: u32,
+    /// What was dropped; told of listeners only.
+    pub(crate) dropped: u32,
 }
 
 /// Which sockets to list.
@@ -103,6 +105,10 @@ fn request(family: u8, kind: Kind, port: u16) -> Vec<u8> {
         Kind::TcpConnections => CONNECTED,
         Kind::TcpHandshakes => HANDSHAKE,
     };
+    let extensions = match kind {
+        Kind::TcpListeners => ExtensionFlags::SKMEMINFO,
+        _ => ExtensionFlags::empty(),
+    };
     let protocol = if kind == Kind::UdpUnconnected { Protocol::Udp } else { Protocol::Tcp };
     let mut socket_id =
         if i32::from(family) == libc::AF_INET { SocketId::new_v4() } else { SocketId::new_v6() };
@@ -110,7 +116,7 @@ fn request(family: u8, kind: Kind, port: u16) -> Vec<u8> {
     let request = InetRequest {
         family,
         protocol: protocol.number(),
-        extensions: ExtensionFlags::empty(),
+        extensions,
         states: StateFlags::from_bits_retain(states),
         socket_id,
     };
@@ -145,6 +151,14 @@ fn socket(response: &InetResponse) -> Socket {
         cookie: u64::from(low) | u64::from(high) << 32,
         queued: header.recv_queue,
         backlog: header.send_queue,
+        dropped: response.nlas.iter().find_map(drops).unwrap_or(0),
+    }
+}
+
+fn drops(nla: &Nla) -> Option<u32> {
+    match nla {
+        Nla::MemInfo(memory) => Some(memory.drops),
+        _ => None,
     }
 }
 

@@ -33,6 +33,14 @@ fn v6only_attribute(value: u8) -> [u8; 8] {
     [5, 0, low, high, value, 0, 0, 0]
 }
 
+/// `INET_DIAG_SKMEMINFO`: nine words, what was dropped the last of them.
+fn memory_attribute(dropped: u32) -> Vec<u8> {
+    let mut bytes = [40u16, 7].map(u16::to_ne_bytes).concat();
+    bytes.extend([0; 32]);
+    bytes.extend(dropped.to_ne_bytes());
+    bytes
+}
+
 const DONE: u16 = 3;
 const ERROR: u16 = 2;
 const BY_FAMILY: u16 = 20;
@@ -47,7 +55,8 @@ fn read(bytes: &[u8]) -> Result<(Batch, bool, Vec<Socket>), DumpError> {
 fn an_ipv4_listener() {
     let mut address = [0; 16];
     address[..4].copy_from_slice(&[10, 1, 2, 3]);
-    let bytes = message(BY_FAMILY, 2, 1, &listener(2, address));
+    let payload = [listener(2, address), memory_attribute(7)].concat();
+    let bytes = message(BY_FAMILY, 2, 1, &payload);
     let (batch, interrupted, sockets) = read(&bytes).unwrap();
     let expected = Socket {
         address: "10.1.2.3:6432".parse().unwrap(),
@@ -58,6 +67,7 @@ fn an_ipv4_listener() {
         cookie: 0x1_0000_0005,
         queued: 3,
         backlog: 128,
+        dropped: 7,
     };
     assert_eq!((batch, interrupted, sockets), (Batch::More, false, vec![expected]));
 }
@@ -125,7 +135,8 @@ fn whatever_is_cut_off_is_refused() {
 #[test]
 fn requests_are_as_the_kernel_wants_them() {
     let bytes = request(2, Kind::TcpListeners, 6432);
-    let mut expected = vec![2, 6, 0, 0];
+    // With `INET_DIAG_SKMEMINFO`, which tells what was dropped.
+    let mut expected = vec![2, 6, 1 << 6, 0];
     expected.extend(LISTENING.to_ne_bytes());
     expected.extend([0x19, 0x20]);
     expected.resize(56, 0);

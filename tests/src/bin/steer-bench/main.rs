@@ -13,6 +13,7 @@ mod served;
 mod skew;
 mod spill;
 mod stall;
+mod trace;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -38,6 +39,8 @@ enum Subject {
     Stall,
     /// All packets on one CPU, against the kernel's hash
     Skew,
+    /// What `trace` costs while it runs
+    Trace,
     /// The library's per-core HTTP server against tokio's usual one
     Http,
     /// All of them
@@ -84,12 +87,13 @@ fn main() -> ExitCode {
     let seed = options.seed.unwrap_or_else(|| u64::from(now.subsec_nanos()));
     let report = Report::new(seed, options.quick);
     let mut bench = Bench { quick: options.quick, rng: Rng::with_seed(seed), report };
-    let subjects: [(Subject, Run); 7] = [
+    let subjects: [(Subject, Run); 8] = [
         (Subject::Selection, selection::run),
         (Subject::Attach, attach::run),
         (Subject::Spill, spill::run),
         (Subject::Stall, stall::run),
         (Subject::Skew, skew::run),
+        (Subject::Trace, trace::run),
         (Subject::Http, http::run),
         (Subject::Pgbench, pgbench::run),
     ];
@@ -112,6 +116,7 @@ fn name(subject: Subject) -> &'static str {
         Subject::Spill => "spill",
         Subject::Stall => "stall",
         Subject::Skew => "skew",
+        Subject::Trace => "trace",
         Subject::Http => "http",
         Subject::All => "all",
     }

@@ -7,6 +7,7 @@ use reuseport_tests::binary::Cli;
 use reuseport_tests::bpffs::Bpffs;
 use reuseport_tests::cpus;
 use reuseport_tests::netns::Netns;
+use reuseport_tests::tracer::Tracer;
 use reuseport_tests::traffic::{Connection, Pace, Plan, Traffic};
 use reuseport_tests::worker::{Spec, Worker};
 
@@ -78,6 +79,11 @@ impl Served {
         let (port, bpffs) = (PORT.to_string(), self.bpffs.path().display().to_string());
         let args = [verb, "--port", &port, "--netns", "/proc/self/ns/net", "--bpffs", &bpffs];
         Cli::new(args).netns(&self.netns).run().ok();
+    }
+
+    /// Starts `trace` with these arguments.
+    pub(crate) fn trace(&self, args: &[&str]) -> Tracer {
+        Tracer::start(&self.netns, PORT, args)
     }
 
     /// Starts traffic.

@@ -9,6 +9,7 @@ use reuseport_tests::client::{Target, burst};
 use reuseport_tests::cpus;
 use reuseport_tests::process::tool;
 use reuseport_tests::sys;
+use reuseport_tests::tracer::Tracer;
 use reuseport_tests::worker::Spec;
 use serde_json::Value;
 
@@ -20,7 +21,7 @@ use crate::scene::{ADDRESS, PORT, Scene};
 type Check = fn() -> String;
 
 /// Names are the table's.
-pub(crate) const ALL: [(&str, Check); 23] = [
+pub(crate) const ALL: [(&str, Check); 24] = [
     ("kernel", kernel),
     ("CPUs", || cpus().len().to_string()),
     ("BTF", btf),
@@ -43,6 +44,7 @@ pub(crate) const ALL: [(&str, Check); 23] = [
     ("without CAP_BPF: --rung auto", rungs::auto),
     ("without CAP_BPF: --rung incoming-cpu", rungs::incoming_cpu),
     ("without CAP_BPF: --rung classic-bpf", rungs::classic_bpf),
+    ("trace sees every connection", traced),
     ("detach", detaches),
 ];
 
@@ -259,6 +261,21 @@ fn incoming_cpu() -> String {
     assert_eq!(report["errors"], 0, "{report}");
     let word = if share > 0.999 { "honoured" } else { "ignored" };
     format!("{word} ({:.0} % local)", share * 100.0)
+}
+
+/// How accepts are seen depends on the kernel; what is seen must not.
+fn traced() -> String {
+    if btf() == "no" {
+        return "no BTF".to_owned();
+    }
+    let (scene, _) = Scene::steered();
+    let tracer = Tracer::start(&scene.netns, 8080, &["--json"]);
+    let answered = scene.assert_local(ADDRESS);
+    let summary = tracer.stop().json();
+    let total = &summary["total"];
+    assert_eq!((&total["accepted"], &total["unseen"]), (&answered.into(), &0.into()), "{summary}");
+    assert_eq!(total["locality"]["same"], answered, "{summary}");
+    format!("{answered} of {answered}, by {}", summary["hook"].as_str().expect("a hook"))
 }
 
 fn detaches() -> String {

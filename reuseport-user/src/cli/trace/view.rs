@@ -1,0 +1,143 @@
+//! A summary as text.
+
+use std::io::{self, Write};
+
+use crate::cli::output::{BOLD, count, notices, percent, table as columns};
+use crate::steer::Notice;
+use crate::trace::{Locality, Measures, Percentiles, Summary};
+
+/// Names of the distances, nearest first.
+const DISTANCES: [&str; 5] = ["SAME CPU", "CORE", "LLC", "NODE", "FARTHER"];
+
+/// What was counted, and what to know about it.
+pub(super) fn text(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
+    table(out, summary)?;
+    notices(out, &remarks(summary))
+}
+
+/// What was counted.
+pub(super) fn table(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
+    let distances = distances(&summary.total.locality);
+    for group in &summary.groups {
+        let accepted = group.total.accepted;
+        let s = if accepted == 1 { "" } else { "s" };
+        let accepted = count(accepted);
+        let seconds = summary.seconds;
+        writeln!(out, "{BOLD}{}{BOLD:#}: {accepted} connection{s} in {seconds:.1} s", group.group)?;
+        let mut heads = vec!["LISTENER", "SERVED BY"];
+        heads.extend(measure_heads(&distances));
+        heads.extend(["QUEUE", "DEEPEST", "DROPPED"]);
+        let lines = group.listeners.iter().map(|it| {
+            let mut line = vec![it.cookie.to_string(), it.served.to_string()];
+            line.extend(measures(&it.measures, &distances));
+            let queue = format!("{} of {}", it.queue, it.backlog);
+            line.push(if it.listens { queue } else { "gone".to_owned() });
+            line.extend([it.deepest_queue.to_string(), count(it.dropped)]);
+            line
+        });
+        columns(out, &heads, lines.collect())?;
+    }
+    let mut heads = vec!["CPU", "RECEIVED"];
+    heads.extend(measure_heads(&distances));
+    let lines = summary.cpus.iter().map(|it| {
+        let mut line = vec![it.cpu.to_string(), count(it.received)];
+        line.extend(measures(&it.measures, &distances));
+        line
+    });
+    columns(out, &heads, lines.collect())
+}
+
+/// One CPU, and those that there are of the others.
+fn distances(locality: &Locality) -> Vec<usize> {
+    let counts = locality.counts();
+    (0..counts.len()).filter(|&it| it == 0 || counts[it] > 0).collect()
+}
+
+fn measure_heads(distances: &[usize]) -> Vec<&'static str> {
+    let mut heads = vec!["ACCEPTED"];
+    heads.extend(distances.iter().map(|&it| DISTANCES[it]));
+    heads.extend(["WAIT p50", "p90", "p99", "MAX", "HANDSHAKE p50", "p99"]);
+    heads
+}
+
+fn measures(of: &Measures, distances: &[usize]) -> Vec<String> {
+    let counts = of.locality.counts();
+    let mut cells = vec![count(of.accepted)];
+    cells.extend(distances.iter().map(|&it| percent(counts[it], of.locality.total())));
+    cells.extend(times(of.wait, |it| vec![it.p50_us, it.p90_us, it.p99_us, it.max_us], 4));
+    cells.extend(times(of.handshake, |it| vec![it.p50_us, it.p99_us], 2));
+    cells
+}
+
+fn times(
+    of: Option<Percentiles>,
+    which: impl Fn(Percentiles) -> Vec<f64>,
+    columns: usize,
+) -> Vec<String> {
+    let all = of.map(which).map(|all| all.into_iter().map(time).collect());
+    all.unwrap_or_else(|| vec!["-".to_owned(); columns])
+}
+
+/// Microseconds in the unit that reads well.
+fn time(microseconds: f64) -> String {
+    match microseconds {
+        ..100.0 => format!("{microseconds:.1} us"),
+        ..1000.0 => format!("{microseconds:.0} us"),
+        ..100_000.0 => format!("{:.1} ms", microseconds / 1e3),
+        ..1_000_000.0 => format!("{:.0} ms", microseconds / 1e3),
+        _ => format!("{:.1} s", microseconds / 1e6),
+    }
+}
+
+/// What is missing from the tables.
+fn remarks(summary: &Summary) -> Vec<Notice> {
+    let lost = &summary.lost;
+    let remarks = [
+        (
+            summary.total.unseen,
+            "waited already when the trace began",
+            "nothing is known of how long; trace for longer",
+        ),
+        (
+            lost.other_listeners,
+            "were accepted from listeners that are not traced",
+            "they are on other addresses (leave out --addr), or came since the last look",
+        ),
+        (
+            lost.events,
+            "are counted, but were not printed",
+            "who reads the lines is too slow; filter or write them into a file",
+        ),
+        (lost.pairs, "are in no count by CPU", "trace fewer listeners with --addr"),
+    ];
+    let told = remarks.into_iter().filter(|(connections, ..)| *connections > 0);
+    let notice = |(connections, what, remedy): (u64, &str, &str)| Notice {
+        what: format!("{} connections {what}", count(connections)),
+        remedy: remedy.to_owned(),
+    };
+    told.map(notice).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_read_well() {
+        assert_eq!(time(0.064), "0.1 us");
+        assert_eq!(time(512.0), "512 us");
+        assert_eq!(time(1500.0), "1.5 ms");
+        assert_eq!(time(300_000.0), "300 ms");
+        assert_eq!(time(2_500_000.0), "2.5 s");
+    }
+
+    #[test]
+    fn distances_that_nobody_has_are_left_out() {
+        let locality = Locality { same: 0, node: 3, remote: 1, ..Locality::default() };
+        assert_eq!(distances(&locality), [0, 3, 4]);
+        assert_eq!(distances(&Locality::default()), [0]);
+        let cells = measures(&Measures { locality, ..Measures::default() }, &[0, 3, 4]);
+        assert_eq!(cells, ["0", "0.00 %", "75.00 %", "25.00 %", "-", "-", "-", "-", "-", "-"]);
+        assert_eq!(cells.len(), measure_heads(&[0, 3, 4]).len());
+    }
+}

@@ -1,0 +1,244 @@
+//! What happens to a port's connections between the kernel and the server: how long they wait to be
+//! accepted, and on which CPUs they are received and accepted. Of any listeners, steered or not.
+//!
+//! The programs are loaded by [`Trace::start`] and go with it; nothing is pinned, and no server is
+//! touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use reuseport_common::observe::Total;
+
+use crate::bpf::BpfError;
+pub use crate::bpf::observe::Hook;
+use crate::bpf::observe::{Observe, Options};
+use crate::discover::{DiscoverError, Look, Queue, Target, discover};
+use crate::model::{Group, GroupKey, Protocol, Served};
+use crate::sys::clock;
+use crate::topology::{Topology, TopologyError};
+
+mod connection;
+mod histogram;
+mod reading;
+mod summary;
+
+pub use connection::{Arrival, Connection};
+pub use histogram::{Histogram, Percentiles};
+pub use reading::{Lost, OfCpu, OfListener, Reading};
+pub use summary::{CpuSummary, ListenerSummary, Locality, Measures, OfGroup, Pair, Summary};
+
+/// Fewest listeners that there is room for: a small group may grow.
+const FEWEST: usize = 16;
+
+/// Why nothing can be traced.
+#[derive(Debug, thiserror::Error)]
+pub enum TraceError {
+    /// There is no accept queue.
+    #[error("UDP sockets accept nothing: trace sees TCP listeners only; leave out --udp")]
+    Udp,
+    /// Nobody to trace.
+    #[error(transparent)]
+    Discover(#[from] DiscoverError),
+    /// The kernel refused.
+    #[error(transparent)]
+    Bpf(#[from] BpfError),
+    /// `/sys` could not be read.
+    #[error(transparent)]
+    Topology(#[from] TopologyError),
+}
+
+/// A listener that is traced.
+#[derive(Clone, Debug)]
+pub struct Traced {
+    /// Its group.
+    pub group: GroupKey,
+    /// `SO_COOKIE`.
+    pub cookie: u64,
+    /// Who accepts from it, as it was first seen.
+    pub served: Served,
+    /// What had been dropped when it was first seen.
+    dropped: u32,
+}
+
+/// A trace in progress. On drop the programs are gone.
+#[derive(Debug)]
+pub struct Trace {
+    target: Target,
+    topology: Topology,
+    observe: Observe,
+    look: Look,
+    /// In order of their indices.
+    traced: Vec<Traced>,
+    room: usize,
+    started: Instant,
+    /// How long it was traced, once it is over.
+    lasted: Option<Duration>,
+    last: Reading,
+}
+
+impl Trace {
+    /// Begins to trace the target's listeners; with `events`, each connection too.
+    ///
+    /// # Minimum kernel version
+    ///
+    /// 5.10 with BTF; `CAP_BPF` and `CAP_PERFMON`.
+    pub fn start(target: &Target, events: bool) -> Result<Self, TraceError> {
+        if target.protocol == Protocol::Udp {
+            return Err(TraceError::Udp);
+        }
+        let groups = discover(target)?;
+        let topology = Topology::read()?;
+        // The listeners on one port that a target means are all in one namespace.
+        let netns = &groups[0].netns;
+        let mut look = Look::open(target, netns)?;
+        let traced = listeners(&groups, &queues(&mut look, groups.iter().map(|it| it.key))?);
+        // Room for as many more, which a rolling restart brings.
+        let room = (traced.len() * 2).max(FEWEST);
+        let options = Options {
+            netns: netns.inode as u32,
+            port: target.port,
+            listeners: room as u32,
+            cpus: topology.rows(),
+            events,
+        };
+        let cookies: Vec<u64> = traced.iter().map(|it| it.cookie).collect();
+        let observe = Observe::start(&options, &cookies)?;
+        let (target, started) = (target.clone(), Instant::now());
+        let last = Reading::default();
+        Ok(Self { target, topology, observe, look, traced, room, started, lasted: None, last })
+    }
+
+    /// How accepts are seen.
+    pub fn hook(&self) -> Hook {
+        self.observe.hook
+    }
+
+    /// The listeners, in order of their indices.
+    pub fn traced(&self) -> &[Traced] {
+        &self.traced
+    }
+
+    /// All that happened so far. Listeners that are new are traced from now on, as long as there is room.
+    pub fn read(&mut self) -> Result<Reading, TraceError> {
+        let there = self.look.cookies()?;
+        let known: BTreeSet<u64> = self.traced.iter().map(|it| it.cookie).collect();
+        if !there.is_subset(&known) && self.traced.len() < self.room {
+            self.welcome(&known)?;
+        }
+        let keys = self.traced.iter().map(|it| it.group);
+        let queues = queues(&mut self.look, keys.collect::<Vec<_>>())?;
+        let elapsed = self.lasted.unwrap_or_else(|| self.started.elapsed());
+        let mut reading = Reading { elapsed, ..Reading::default() };
+        for (listener, index) in self.traced.iter().zip(0..) {
+            let queue = queues.get(&listener.cookie).copied();
+            let dropped = match queue {
+                Some(queue) => queue.dropped.wrapping_sub(listener.dropped).into(),
+                None => self.last.listeners.get(index as usize).map_or(0, |it| it.dropped),
+            };
+            let by_cpu = self.observe.times(index)?.iter().map(OfCpu::from).collect();
+            reading.listeners.push(OfListener { by_cpu, queue, dropped });
+        }
+        reading.pairs = self.observe.pairs()?;
+        reading.queued = self.observe.total(Total::Queued)?;
+        reading.lost = Lost {
+            events: self.observe.total(Total::LostEvents)?,
+            other_listeners: self.observe.total(Total::Unlisted)?,
+            pairs: self.observe.total(Total::Unpaired)?,
+        };
+        self.last = reading.clone();
+        Ok(reading)
+    }
+
+    /// What a reading means.
+    pub fn summary(&self, reading: &Reading) -> Summary {
+        Summary::of(reading, &self.traced, self.hook(), &self.topology)
+    }
+
+    /// The next connection, if there is one.
+    pub fn connection(&mut self) -> Option<Connection> {
+        loop {
+            let event = self.observe.take()?;
+            let told = Connection::of(&event, &self.traced, &self.topology, clock_offset());
+            if told.is_some() {
+                return told;
+            }
+        }
+    }
+
+    /// Traces nothing more; what happened can still be read.
+    pub fn stop(&mut self) {
+        self.observe.stop();
+        self.lasted = Some(self.started.elapsed());
+    }
+
+    fn welcome(&mut self, known: &BTreeSet<u64>) -> Result<(), TraceError> {
+        let groups = match discover(&self.target) {
+            // Gone again.
+            Err(DiscoverError::NobodyListens { .. }) => return Ok(()),
+            found => found?,
+        };
+        let queues = queues(&mut self.look, groups.iter().map(|it| it.key))?;
+        let mut new = listeners(&groups, &queues);
+        new.retain(|it| !known.contains(&it.cookie));
+        new.truncate(self.room - self.traced.len());
+        for listener in new {
+            self.observe.add(listener.cookie, self.traced.len() as u32)?;
+            self.traced.push(listener);
+        }
+        Ok(())
+    }
+}
+
+fn listeners(groups: &[Group], queues: &BTreeMap<u64, Queue>) -> Vec<Traced> {
+    let of = |group: &Group| {
+        let key = group.key;
+        let traced = |it: &crate::model::Listener| Traced {
+            group: key,
+            cookie: it.cookie,
+            served: it.served.clone(),
+            dropped: queues.get(&it.cookie).map_or(0, |queue| queue.dropped),
+        };
+        group.listeners.iter().map(traced).collect::<Vec<_>>()
+    };
+    groups.iter().flat_map(of).collect()
+}
+
+/// Accept queues of the groups' listeners, in a dump for each family.
+fn queues(
+    look: &mut Look,
+    groups: impl IntoIterator<Item = GroupKey>,
+) -> Result<BTreeMap<u64, Queue>, DiscoverError> {
+    let mut families = BTreeMap::new();
+    for group in groups {
+        families.entry(group.address.is_ipv4()).or_insert(group.address);
+    }
+    let mut queues = BTreeMap::new();
+    for address in families.values() {
+        queues.extend(look.queues(address)?.into_iter().map(|queue| (queue.cookie, queue)));
+    }
+    Ok(queues)
+}
+
+/// Seconds since 1970 when `CLOCK_MONOTONIC` was zero.
+fn clock_offset() -> f64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    now.as_secs_f64() - clock::monotonic().as_secs_f64()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A listener with this cookie, of a group of its own for each hundred.
+    pub(super) fn traced(cookie: u64) -> Traced {
+        let group = GroupKey {
+            netns: 1,
+            protocol: Protocol::Tcp,
+            address: ([127, 0, 0, 1], 8000 + (cookie / 100) as u16).into(),
+            v6only: false,
+            device: 0,
+            uid: 0,
+        };
+        Traced { group, cookie, served: Served::Unknown("a test".to_owned()), dropped: 0 }
+    }
+}
