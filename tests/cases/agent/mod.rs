@@ -12,6 +12,7 @@ use serde_json::Value;
 use crate::scene::Scene;
 
 mod config;
+mod faults;
 mod generations;
 mod healing;
 mod ownership;
