@@ -11,6 +11,7 @@ use serde_json::Value;
 
 use crate::scene::Scene;
 
+mod bars;
 mod config;
 mod faults;
 mod generations;
