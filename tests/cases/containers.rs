@@ -7,8 +7,10 @@ use reuseport_tests::binary::Cli;
 use reuseport_tests::bpffs::Bpffs;
 use reuseport_tests::client::{Target, burst};
 use reuseport_tests::container::{Podman, Profile};
+use reuseport_tests::metrics::Metrics;
 use reuseport_tests::netns::Netns;
 use reuseport_tests::scene::{PORT, place};
+use reuseport_tests::worker::{Spec, Worker};
 use reuseport_tests::{cpus, eventually};
 use serde_json::Value;
 
@@ -59,6 +61,17 @@ fn status(podman: &Podman, pod: &str) -> Value {
     let text = podman.exec(&container, &args);
     serde_json::from_str::<Value>(&text).unwrap_or_else(|error| panic!("{error}: {text}"))[0]
         .clone()
+}
+
+/// The pod that the DaemonSet starts on each node: this podman knows no DaemonSet.
+fn daemonset(pod: &str, bpffs: &Bpffs) -> String {
+    let text = manifest("daemonset.yaml", bpffs, &[]);
+    let (_, template) = text.split_once("  template:\n").expect("a template");
+    let lines =
+        template.lines().map(|line| format!("{}\n", line.strip_prefix("    ").unwrap_or(line)));
+    let named = format!("metadata:\n  name: {pod}\n");
+    let spec = lines.collect::<String>().replacen("metadata:\n", &named, 1);
+    format!("apiVersion: v1\nkind: Pod\n{spec}")
 }
 
 fn assert_local(netns: &Netns) {
@@ -138,4 +151,75 @@ fn the_same_port_in_two_pods_is_two_groups() {
     Cli::new(detach).run().fails(3).says("--pid");
     let pid = podman.pid("red-server").to_string();
     Cli::new(detach.into_iter().chain(["--pid", &pid])).run().ok();
+}
+
+/// As it stands: on the node's network, of which a namespace of ours takes the place, with all
+/// processes in sight.
+#[test]
+fn a_daemonset_steers_servers_on_the_nodes_network() {
+    const DAEMONSET_PORT: u16 = 6432;
+    let bpffs = Bpffs::new();
+    let host = Netns::new();
+    let start = |(index, cpu): (u32, u32)| {
+        let spec = Spec { index, cpus: vec![cpu], port: DAEMONSET_PORT, ..Spec::default() };
+        Worker::start(&host, &spec)
+    };
+    let mut workers: Vec<_> = (0..).zip(cpus()).map(start).collect();
+    let mut podman = Podman::new(Profile::Current);
+    podman.build_steer(STEER);
+    podman.share_processes();
+    podman.play_on(&host, &daemonset("node", &bpffs), &["node"]);
+    let agent = "node-reuseport-steer";
+    assert_eq!(podman.netns(agent).inode(), host.inode(), "not on the host's network");
+    let granted = 1 << 39 | 1 << 38 | 1 << 19;
+    assert_eq!(capabilities(podman.pid(agent)), granted, "BPF, PERFMON, SYS_PTRACE");
+    let port = DAEMONSET_PORT.to_string();
+    let status = || {
+        let args = ["/reuseport-steer", "status", "--port", &port, "--json"];
+        let text = podman.exec_on(&host, agent, &args);
+        serde_json::from_str::<Value>(&text).expect("JSON")[0].clone()
+    };
+    let target = Target::plain(&format!("127.0.0.1:{port}"));
+    let steered = || {
+        // A busy machine keeps a worker from accepting now and then, and it is steered around.
+        let local = |cpu| burst(&host, cpu, &target, 30).locality(place) >= 1.0;
+        all_seated(&status()) && cpus().into_iter().all(local)
+    };
+    assert!(eventually(PATIENCE, steered), "{:#}\n{}", status(), podman.logs(agent));
+    // It sees the node's processes by their ids, and heals.
+    let served = status()["listeners"][0]["served"].to_string();
+    assert!(served.contains(&workers[0].pid().to_string()), "{served}");
+    workers[0].kill();
+    workers[0] = start((0, cpus()[0]));
+    assert!(eventually(PATIENCE, steered), "{:#}\n{}", status(), podman.logs(agent));
+    podman.kill(agent);
+    assert_eq!(groups(&bpffs), 1, "{:?}", bpffs.pins());
+}
+
+/// The profile that Debian 12 packages lets nobody but `CAP_SYS_ADMIN` have bpf(2).
+#[test]
+fn where_the_runtime_forbids_bpf_the_next_rung_is_taken() {
+    let bpffs = Bpffs::new();
+    let mut podman = Podman::new(Profile::Packaged);
+    podman.build_steer(STEER);
+    podman.build_worker(WORKER);
+    podman.play(&sidecar("old", &bpffs), &["old"]);
+    let agent = "old-reuseport-steer";
+    let incoming_cpu = || status(&podman, "old")["rung"]["rung"] == "incoming-cpu";
+    let log = || podman.logs(agent);
+    assert!(eventually(PATIENCE, incoming_cpu), "{:#}\n{}", status(&podman, "old"), log());
+    assert_local(&podman.netns("old-server"));
+    // Why, to whomever asks.
+    assert!(log().contains("not ebpf: "), "{}", log());
+    assert!(log().contains("seccomp"), "{}", log());
+    let told = status(&podman, "old")["rung"].clone();
+    assert_eq!(told["ours"], true, "{told}");
+    let why = told["why"].as_str().expect("words");
+    assert!(why.contains("SO_INCOMING_CPU is set on") && why.contains("cannot be seen"), "{why}");
+    let port = PORT.to_string();
+    let told = podman.exec(agent, &["/reuseport-steer", "metrics", "--port", &port]);
+    let told = Metrics::of(&told);
+    assert_eq!(told.value("rung", &[("rung", "incoming-cpu")]), 1);
+    assert_eq!(told.value("steered", &[]), 1);
+    assert_eq!(groups(&bpffs), 0, "{:?}", bpffs.pins());
 }

@@ -96,8 +96,16 @@ fn it_asks_for_metrics_and_labels_that_there_are() {
         asked.extend(metrics.iter().map(|it| it.name));
     }
     // What would wake somebody up is on it.
-    for name in ["problems", "foreign_program", "selections_total", "misses_total", "heal_seconds"]
-    {
+    for name in [
+        "problems",
+        "foreign_program",
+        "selections_total",
+        "misses_total",
+        "heal_seconds",
+        "evicted",
+        "evictions_total",
+        "widened_rows",
+    ] {
         assert!(asked.contains(format!("reuseport_steer_{name}").as_str()), "{name}");
     }
 }

@@ -11,6 +11,7 @@ use std::time::Duration;
 use reuseport_tests::agent::Agent;
 use reuseport_tests::client::{Target, burst};
 use reuseport_tests::metrics::Metrics;
+use reuseport_tests::traffic::{Pace, Plan, Traffic};
 use reuseport_tests::worker::{Spec, Worker};
 use reuseport_tests::{cpus, eventually, require};
 
@@ -160,7 +161,7 @@ impl Told {
 }
 
 /// The body of a good answer.
-fn get(mut stream: UnixStream, path: &str) -> String {
+pub(crate) fn get(mut stream: UnixStream, path: &str) -> String {
     write!(stream, "GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n").expect("ask");
     let mut answer = String::new();
     stream.read_to_string(&mut answer).expect("an answer");
@@ -213,6 +214,55 @@ fn an_agent_tells_what_it_did() {
     told.agent.stop();
     assert!(!socket.exists(), "the socket file is left");
     scene.steered();
+}
+
+/// What the maps hold, anybody tells; what the agent counts, it alone.
+#[test]
+fn evictions_and_widened_rows_are_told() {
+    require::cpus(2);
+    // 200 per second each; together they can do what comes to one of them.
+    let spec = Spec { nap: 5000, backlog: 64, ..Spec::default() };
+    let scene = Scene::of(&[spec.clone(), spec]);
+    let told = Told::start(&scene);
+    let none = told.scrape();
+    assert_eq!(none.all("evicted", &[]).len(), 2);
+    for name in ["evicted", "evictions_total", "widened_rows", "widenings_total"] {
+        assert_eq!(none.sum(name, &[]), 0, "{name}");
+    }
+    let load = |rates: [f64; 2]| {
+        let from = cpus().into_iter().zip(rates.map(Pace::Open)).collect();
+        let address = "127.0.0.1:8080".parse().expect("an address");
+        let lasts = PATIENCE * 10;
+        Traffic::start(&scene.netns, &Plan { address, from, lasts, patience: PATIENCE, seed: 1 })
+    };
+    let traffic = load([50.0, 50.0]);
+    scene.workers[1].freeze();
+    let out = || metrics(&scene).sum("evicted", &[]) == 1;
+    assert!(eventually(PATIENCE, out), "{}", told.agent.log());
+    let status = scene.cli("status", &[]).run().ok().stdout;
+    for word in ["active, evicted", "is evicted, and second choices serve its rows: its "] {
+        assert!(status.contains(word), "{word}: {status}");
+    }
+    let tells = || told.scrape().sum("evicted", &[]) == 1;
+    assert!(eventually(PATIENCE, tells), "{}", told.agent.log());
+    let stalled = [("cause", "stalled")];
+    assert!(told.scrape().value("evictions_total", &stalled) >= 1, "{}", told.agent.log());
+    scene.workers[1].thaw();
+    let back = || metrics(&scene).sum("evicted", &[]) == 0;
+    assert!(eventually(PATIENCE, back), "{}", told.agent.log());
+    drop(traffic);
+
+    let traffic = load([300.0, 1.0]);
+    let shared = || told.scrape().value("widened_rows", &[]) == 1;
+    assert!(eventually(PATIENCE, shared), "{}", told.agent.log());
+    drop(traffic);
+    assert!(eventually(PATIENCE, || !shared()), "{}", told.agent.log());
+    assert!(told.scrape().value("widenings_total", &[]) >= 1);
+    // Without an agent nobody counts.
+    let alone = metrics(&scene);
+    assert_eq!(alone.find("evictions_total", &[]), None);
+    assert_eq!(alone.all("evicted", &[]).len(), 2);
+    told.agent.stop();
 }
 
 /// Clients that connect and dawdle, in greater number than are served at a time, cost the agent

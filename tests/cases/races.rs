@@ -1,7 +1,7 @@
 //! What changes between the look and the grasp: workers that exit, descriptors that come to mean
 //! another file, and an `attach` that is stopped while it holds a listener.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::process::Stdio;
 use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
@@ -203,4 +203,142 @@ fn an_attach_that_is_stopped_holds_nothing() {
     assert_eq!(connected(&scene.netns), Err(Failure::Refused));
     scene.cli("detach", &[]).run().ok();
     assert!(scene.bpffs.pins().is_empty());
+}
+
+/// A process that has the dead worker's id, and a listener of another group where the worker had its.
+fn impostor(scene: &Scene, pid: u32) -> Option<Worker> {
+    for _ in 0..100 {
+        // The next process gets the next id, unless another on this machine is faster.
+        fs::write("/proc/sys/kernel/ns_last_pid", (pid - 1).to_string()).expect("set the last id");
+        let worker = Worker::start(&scene.netns, &Spec { port: 8081, ..Spec::default() });
+        if worker.pid() == pid {
+            return Some(worker);
+        }
+    }
+    None
+}
+
+/// The worker that was seen is gone when its listener is to be taken, and its id is another's.
+#[test]
+fn a_process_id_that_comes_to_mean_another() {
+    let mut scene = Scene::new();
+    let began = Instant::now();
+    start(&scene).wait(Duration::from_secs(30)).expect("attach ends");
+    let whole = began.elapsed().as_micros() as u64;
+    let (mut stopped, mut replaced) = (0, 0);
+    for round in 0..20_u64 {
+        // Everybody is to be taken anew.
+        scene.cli("detach", &[]).run().ok();
+        let mut attach = start(&scene);
+        sleep(Duration::from_micros(whole * (round * 7 % 20) / 20));
+        attach.signal(libc::SIGSTOP);
+        let is_stopped = eventually(Duration::from_secs(5), || {
+            matches!(state(attach.pid()), Some('T' | 'Z') | None)
+        });
+        assert!(is_stopped, "attach does not stop");
+        stopped += u32::from(state(attach.pid()) == Some('T'));
+        let pid = scene.workers[1].pid();
+        scene.workers[1].kill();
+        let impostor = impostor(&scene, pid);
+        replaced += u32::from(impostor.is_some());
+        attach.signal(libc::SIGCONT);
+        let ended = attach.wait(Duration::from_secs(30)).expect("attach ends");
+        // Of a group of one there is nothing to steer, and one that is on its way out is nobody's.
+        assert!(matches!(ended.code(), Some(0 | 3 | 4)), "round {round}: {ended:?}");
+        if scene.bpffs.pins().iter().any(|pin| pin.starts_with("tcp")) {
+            let strangers: Vec<_> =
+                seated(&scene).difference(&listening(&scene)).copied().collect();
+            assert!(strangers.is_empty(), "not of the group, but in the map: {strangers:x?}");
+        }
+        drop(impostor);
+        let spec = Spec { index: 1, cpus: vec![cpus()[1 % cpus().len()]], ..Spec::default() };
+        scene.workers[1] = Worker::start(&scene.netns, &spec);
+    }
+    assert!(stopped >= 5 && replaced >= 5, "{stopped} stopped, {replaced} replaced");
+    scene.cli("attach", &[]).run().ok();
+    scene.steered();
+}
+
+/// System calls that never wait for anybody.
+const SWIFT: [&str; 12] = [
+    "fcntl",
+    "close",
+    "getsockopt",
+    "setsockopt",
+    "getsockname",
+    "getpeername",
+    "bpf",
+    "mmap",
+    "munmap",
+    "mremap",
+    "brk",
+    "madvise",
+];
+
+/// While a duplicate is held, a worker that dies leaves its clients hanging: nothing that could wait
+/// is done meanwhile, neither by `attach` nor by the agent that takes a newcomer.
+#[test]
+fn nothing_waits_while_a_listener_is_held() {
+    let mut scene = Scene::new();
+    let traced = |verb: &str| {
+        let trace = tempfile::NamedTempFile::new().expect("a temporary file");
+        let mut strace = scene.netns.command("strace");
+        strace.args(["-f", "-o"]).arg(trace.path()).arg(binary::path());
+        strace.args([verb, "--port", "8080", "--netns", "/proc/self/ns/net", "--bpffs"]);
+        strace.arg(scene.bpffs.path());
+        strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        (Reaped(strace.spawn().expect("start strace")), trace)
+    };
+    let (mut attach, trace) = traced("attach");
+    attach.wait(Duration::from_mins(1)).expect("attach ends");
+    let held = |trace: &tempfile::NamedTempFile| {
+        while_held(&fs::read_to_string(trace.path()).expect("a trace"))
+    };
+    assert!(held(&trace) >= 2, "the trace does not show that listeners are taken");
+    scene.cli("detach", &[]).run().ok();
+
+    let (mut strace, trace) = traced("agent");
+    let taken = |more: usize| {
+        let taken = eventually(Duration::from_mins(1), || held(&trace) >= more);
+        assert!(taken, "{} listeners were taken", held(&trace));
+        held(&trace)
+    };
+    let before = taken(2);
+    let late = Spec { index: 2, cpus: cpus(), ..Spec::default() };
+    let late = Worker::start(&scene.netns, &late);
+    taken(before + 1);
+    // What strace started ends with it.
+    for pid in reuseport_tests::process::children(strace.pid()) {
+        reuseport_tests::sys::kill(pid, libc::SIGTERM).expect("end the agent");
+    }
+    strace.wait(Duration::from_mins(1)).expect("the agent ends");
+    scene.workers.push(late);
+    scene.cli("detach", &[]).run().ok();
+}
+
+/// How many listeners were taken and closed by a trace, none with anything between that waits.
+fn while_held(trace: &str) -> usize {
+    // The descriptor that each thread holds.
+    let mut held: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut done = 0;
+    for line in trace.lines() {
+        let Some((thread, call)) = line.split_once(' ') else { continue };
+        let call = call.trim_start();
+        let name = call.strip_prefix("<... ").unwrap_or(call);
+        let name = name.split([' ', '(']).next().unwrap_or_default();
+        if name == "pidfd_getfd" {
+            let result = call.rsplit_once(" = ").map(|(_, result)| result);
+            if let Some(fd) = result.filter(|result| result.parse::<u32>().is_ok()) {
+                held.insert(thread, fd);
+            }
+        } else if let Some(fd) = held.get(thread) {
+            assert!(SWIFT.contains(&name), "with a listener in hand: {line}");
+            let closed = call.strip_prefix("close(").and_then(|it| it.split([')', ' ']).next());
+            if closed == Some(fd) {
+                held.remove(thread);
+                done += 1;
+            }
+        }
+    }
+    done
 }

@@ -90,7 +90,7 @@ impl Scene {
     }
 
     /// Pins and the workers' descriptors.
-    fn traces(&self) -> BTreeSet<String> {
+    pub(crate) fn traces(&self) -> BTreeSet<String> {
         let mut traces: BTreeSet<_> = self.bpffs.pins().into_iter().collect();
         for worker in &self.workers {
             let open = fs::read_dir(format!("/proc/{}/fd", worker.pid())).expect("a live worker");

@@ -237,3 +237,24 @@ fn a_listener_keeps_its_seat_through_listen_and_loses_it_by_close() {
     scene.attach(&[]);
     assert_eq!(seats()[&late.cookies()[0]], before[&closed]);
 }
+
+/// Which of them gets a connection that comes by the device is up to the order of listening: that is
+/// told, and both are steered.
+#[test]
+fn groups_bound_to_a_device_are_told_apart() {
+    require::cpus(2);
+    let scene = Scene::new();
+    let mut all = workers(&scene, 2);
+    for (index, cpu) in (0..).zip(cpus()) {
+        let spec = Spec { index, cpus: vec![cpu], device: Some("lo"), ..Spec::default() };
+        all.push(Worker::start(&scene.netns, &spec));
+    }
+    let said = scene.run("attach", &[]).ok();
+    assert!(said.stdout.contains("is bound to a device and tcp 0.0.0.0:8080 is not"), "{said}");
+    let groups = scene.status_all();
+    let devices: Vec<u64> = groups.iter().map(|it| number(&it["group"]["device"])).collect();
+    assert_eq!(devices, [0, 1], "{groups:#?}");
+    for cpu in cpus() {
+        burst(&scene.netns, cpu, &here(), 30).assert_local(reuseport_tests::scene::place);
+    }
+}

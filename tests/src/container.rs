@@ -43,16 +43,32 @@ impl Podman {
         let home = tempfile::tempdir().expect("a directory");
         let seccomp = seccomp_profile(profile).to_string();
         fs::write(home.path().join("seccomp.json"), seccomp).expect("write a profile");
+        let podman = Self { home, pods: Vec::new(), _turn: turn };
+        podman.configure("private");
+        podman
+    }
+
+    /// Whose processes containers see from now on, which `hostPID` of a manifest tells other runtimes:
+    /// this podman passes over it.
+    pub fn share_processes(&self) {
+        self.configure("host");
+    }
+
+    fn configure(&self, processes: &str) {
         // Low limits: raising them is not always ours to do.
-        let settings = "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \
-                        \"nproc=1024:1024\"]\n[engine]\ncgroup_manager = \"cgroupfs\"\n\
-                        runtime = \"runc\"\nevents_logger = \"none\"\n";
-        fs::write(home.path().join("containers.conf"), settings).expect("write settings");
-        Self { home, pods: Vec::new(), _turn: turn }
+        let settings = format!(
+            "[containers]\ndefault_ulimits = [\"nofile=1024:1024\", \"nproc=1024:1024\"]\npidns = \
+             \"{processes}\"\n[engine]\ncgroup_manager = \"cgroupfs\"\nruntime = \
+             \"runc\"\nevents_logger = \"none\"\n"
+        );
+        fs::write(self.home.path().join("containers.conf"), settings).expect("write settings");
     }
 
     fn command(&self, args: &[&str]) -> Command {
-        let mut podman = process::command("podman");
+        self.with(process::command("podman"), args)
+    }
+
+    fn with(&self, mut podman: Command, args: &[&str]) -> Command {
         podman.env("CONTAINERS_CONF", self.home.path().join("containers.conf"));
         podman.arg("--root").arg(self.home.path().join("storage"));
         podman.arg("--runroot").arg(self.home.path().join("run"));
@@ -87,6 +103,17 @@ impl Podman {
 
     /// Starts the pods of a manifest, each in a network namespace of its own without any network.
     pub fn play(&mut self, manifest: &str, pods: &[&str]) {
+        let play = self.command(&["kube", "play", "--network", "none"]);
+        self.play_by(play, manifest, pods);
+    }
+
+    /// Starts the pods of a manifest that are on the host's network, where `host` is that.
+    pub fn play_on(&mut self, host: &Netns, manifest: &str, pods: &[&str]) {
+        let play = self.with(host.command("podman"), &["kube", "play"]);
+        self.play_by(play, manifest, pods);
+    }
+
+    fn play_by(&mut self, mut play: Command, manifest: &str, pods: &[&str]) {
         let file = self.home.path().join(format!("{}.yaml", pods.join("-")));
         // This podman takes the profile of a pod from its annotations alone.
         let annotated = "metadata:\n  annotations:\n    \
@@ -94,7 +121,6 @@ impl Podman {
         let manifest = manifest.replacen("metadata:\n", annotated, 1);
         fs::write(&file, manifest).expect("write a manifest");
         self.pods.extend(pods.iter().map(|&pod| pod.to_owned()));
-        let mut play = self.command(&["kube", "play", "--network", "none"]);
         must(play.arg("--seccomp-profile-root").arg(self.home.path()).arg(file));
     }
 
@@ -108,6 +134,12 @@ impl Podman {
     /// Runs something in a container that runs.
     pub fn exec(&self, container: &str, args: &[&str]) -> String {
         must(self.command(&["exec", container]).args(args))
+    }
+
+    /// [`Podman::exec`] for a container on the host's network, where `host` is that: whatever is run
+    /// in it is on the network that it was started from.
+    pub fn exec_on(&self, host: &Netns, container: &str, args: &[&str]) -> String {
+        must(self.with(host.command("podman"), &["exec", container]).args(args))
     }
 
     /// Process id, as the host sees it, of a container's first process.

@@ -61,6 +61,7 @@ pub struct Connection {
 pub struct Traffic {
     /// When it begins.
     pub began: Instant,
+    enough: Arc<AtomicBool>,
     stop: Arc<AtomicBool>,
     threads: Vec<JoinHandle<Vec<Connection>>>,
 }
@@ -70,18 +71,26 @@ impl Traffic {
     pub fn start(netns: &Netns, plan: &Plan) -> Self {
         sys::usage::raise_open_files().expect("raise RLIMIT_NOFILE");
         let began = Instant::now() + Duration::from_millis(20);
-        let stop = Arc::new(AtomicBool::new(false));
+        let [enough, stop] = [(); 2].map(|()| Arc::new(AtomicBool::new(false)));
         let threads = plan.from.iter().zip(0..).map(|(&(cpu, pace), place)| {
-            let (plan, inside, stop) = (plan.clone(), netns.file(), Arc::clone(&stop));
+            let (plan, inside) = (plan.clone(), netns.file());
+            let (enough, stop) = (Arc::clone(&enough), Arc::clone(&stop));
             thread::spawn(move || {
                 sys::enter_netns(&inside).expect("setns");
                 sys::pin(0, &[cpu]).unwrap_or_else(|error| panic!("run on CPU {cpu}: {error}"));
                 thread::sleep(began.saturating_duration_since(Instant::now()));
-                Client::new(cpu, &plan, began, plan.seed.wrapping_add(place)).run(pace, &stop)
+                Client::new(cpu, &plan, began, plan.seed.wrapping_add(place))
+                    .run(pace, &enough, &stop)
             })
         });
         let threads = threads.collect();
-        Self { began, stop, threads }
+        Self { began, enough, stop, threads }
+    }
+
+    /// Begins no more; otherwise as [`Traffic::finish`].
+    pub fn end(self) -> Vec<Connection> {
+        self.enough.store(true, Relaxed);
+        self.finish()
     }
 
     /// Waits for its end; all connections, in no order.
@@ -145,23 +154,26 @@ impl<'a> Client<'a> {
         }
     }
 
-    fn run(mut self, pace: Pace, stop: &AtomicBool) -> Vec<Connection> {
-        let mut due = Duration::ZERO;
+    fn run(mut self, pace: Pace, enough: &AtomicBool, stop: &AtomicBool) -> Vec<Connection> {
+        let (mut due, mut lasts) = (Duration::ZERO, self.plan.lasts);
         if let Pace::Closed(count) = pace {
             (0..count).for_each(|_| self.begin(Duration::ZERO));
         }
         while !stop.load(Relaxed) {
             let now = self.began.elapsed();
+            if enough.load(Relaxed) {
+                lasts = lasts.min(now);
+            }
             // What is late because this thread is counts as late: none is left out.
-            let over = now >= self.plan.lasts && !(open_loop(pace) && due < self.plan.lasts);
-            if over && (self.is_idle() || now >= self.plan.lasts + self.plan.patience) {
+            let over = now >= lasts && !(open_loop(pace) && due < lasts);
+            if over && (self.is_idle() || now >= lasts + self.plan.patience) {
                 break;
             }
             let mut wait = Duration::from_millis(20);
             if let Pace::Open(rate) = pace
                 && !over
             {
-                while due <= now && due < self.plan.lasts {
+                while due <= now && due < lasts {
                     self.begin(due);
                     due += Duration::from_secs_f64(exponential(&mut self.rng) / rate);
                 }
@@ -169,7 +181,7 @@ impl<'a> Client<'a> {
             }
             let ended = self.look(wait);
             let now = self.began.elapsed();
-            if !open_loop(pace) && now < self.plan.lasts {
+            if !open_loop(pace) && now < lasts {
                 (0..ended).for_each(|_| self.begin(now));
             }
         }

@@ -4,6 +4,7 @@
 //! JSON (see [`crate::client::Reply`]) and closes it.
 
 use std::fmt;
+use std::fs;
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{ChildStdin, ChildStdout, Stdio};
 
@@ -82,6 +83,8 @@ pub struct Spec {
     pub incoming_cpu: Option<u32>,
     /// User and group to run as.
     pub user: Option<(u32, u32)>,
+    /// Keeps what [`Worker::in_hand`] tells. For one thread, not of style `Accept`.
+    pub ledger: bool,
 }
 
 impl Default for Spec {
@@ -106,6 +109,7 @@ impl Default for Spec {
             device: None,
             incoming_cpu: None,
             user: None,
+            ledger: false,
         }
     }
 }
@@ -147,6 +151,7 @@ pub struct Worker {
     stdin: ChildStdin,
     stdout: BufReader<ChildStdout>,
     ready: Value,
+    ledger: Option<tempfile::NamedTempFile>,
 }
 
 impl Worker {
@@ -155,13 +160,15 @@ impl Worker {
         let what = Become { user: spec.user, ..Become::default() };
         let mut command = netns.command_as(beside("steer-test-worker"), what);
         command.args(spec.args()).stdin(Stdio::piped()).stdout(Stdio::piped());
+        let ledger = spec.ledger.then(|| tempfile::NamedTempFile::new().expect("a temporary file"));
+        command.args(ledger.iter().map(|file| format!("ledger={}", file.path().display())));
         let child = command.spawn().unwrap_or_else(|error| {
             panic!("start {command:?}: {error} (cargo builds it with the tests)")
         });
         let mut child = Reaped(child);
         let stdin = child.0.stdin.take().expect("stdin is piped");
         let stdout = BufReader::new(child.0.stdout.take().expect("stdout is piped"));
-        let mut worker = Self { child, stdin, stdout, ready: Value::Null };
+        let mut worker = Self { child, stdin, stdout, ready: Value::Null, ledger };
         worker.ready = worker.answer(&format!("start as {spec:?}"));
         assert!(worker.ready.get("error").is_none(), "{spec:?}: {}", worker.ready);
         worker
@@ -225,6 +232,16 @@ impl Worker {
         serde_json::from_str(&line).unwrap_or_else(|_| {
             panic!("the worker did not {to}; it said {line:?} (its stderr is above)")
         })
+    }
+
+    /// Connections that it accepted, or was about to accept, and did not answer; also of one that was
+    /// killed. Needs [`Spec::ledger`].
+    pub fn in_hand(&self) -> u64 {
+        let file = self.ledger.as_ref().expect("a ledger");
+        let mut counts = fs::read(file.path()).expect("read the ledger");
+        counts.resize(16, 0);
+        let count = |at: usize| u64::from_ne_bytes(counts[at..at + 8].try_into().expect("8 bytes"));
+        count(0).saturating_sub(count(8))
     }
 
     /// Whether it still runs.

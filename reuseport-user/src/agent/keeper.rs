@@ -30,6 +30,9 @@ use crate::topology::Topology;
 /// Most changes that are remembered until a tick answers them.
 const MOST_TOLD: usize = 4096;
 
+/// Ordinary, where workers come and go: the next tick sees who is left.
+const VANISHED: &str = "its listeners went away meanwhile";
+
 /// What one tick came to.
 #[derive(Debug)]
 pub(super) struct TickReport {
@@ -37,6 +40,14 @@ pub(super) struct TickReport {
     pub(super) settled: bool,
     /// The first thing that failed. All else was done nevertheless.
     pub(super) failure: Option<SteerError>,
+}
+
+/// Who keeps a target on a rung that is asked for, where that is below eBPF.
+fn below(rung: Ladder) -> Option<Below> {
+    match rung {
+        Ladder::Auto | Ladder::Only(Rung::Ebpf) => None,
+        Ladder::Only(_) => Some(Below::new(Why::Unfit("it was not asked for".to_owned()))),
+    }
 }
 
 /// One target.
@@ -67,10 +78,7 @@ struct Scene {
 impl Keeper {
     pub(super) fn new(goal: Goal, generation_timeout: Duration) -> Self {
         let sight = Sight::new(goal.attach.target.clone());
-        let below = match goal.attach.rung {
-            Ladder::Auto | Ladder::Only(Rung::Ebpf) => None,
-            Ladder::Only(_) => Some(Below::new(Why::Unfit("it was not asked for".to_owned()))),
-        };
+        let below = below(goal.attach.rung);
         let (kept, told) = (BTreeMap::new(), HashMap::new());
         Self {
             goal,
@@ -90,10 +98,22 @@ impl Keeper {
         &self.goal.attach.target
     }
 
-    /// Keeps the same target in another way from now on.
-    pub(super) fn adopt(&mut self, goal: Goal, generation_timeout: Duration) {
-        self.goal = goal;
+    /// Keeps the same target in another way from now on. What is in force stays until the next tick.
+    pub(super) fn adopt(&mut self, goal: Goal, generation_timeout: Duration, shared: &Shared) {
+        let before = std::mem::replace(&mut self.goal, goal);
         self.generation_timeout = generation_timeout;
+        let rung = self.goal.attach.rung;
+        if rung != before.attach.rung {
+            // Whoever keeps it on another rung takes the locks itself.
+            for (key, (kept, netns)) in std::mem::take(&mut self.kept) {
+                shared.state().group(key, &netns).unsteered(Phase::Unsteered, None);
+                self.release(kept);
+            }
+            if let Some(below) = std::mem::replace(&mut self.below, below(rung)) {
+                // Nothing is given back, so nothing can fail.
+                let _kept = below.stop(&before.attach, false);
+            }
+        }
         for (kept, _) in self.kept.values_mut() {
             kept.adopt(generation_timeout);
         }
@@ -166,6 +186,10 @@ impl Keeper {
 
     /// Says what stands in the way, once.
     fn failed(&mut self, error: SteerError, journal: &mut Journal) -> TickReport {
+        if let SteerError::Vanished { group } = error {
+            journal.say(Topic::Mapping, Some(group), VANISHED.to_owned());
+            return TickReport { settled: false, failure: None };
+        }
         let line = format!("port {}: {error}", self.target().port);
         if self.problem.as_ref() != Some(&line) {
             journal.say(Topic::Problem, None, line.clone());
@@ -281,6 +305,10 @@ impl Keeper {
                 }
                 entry.unsteered(Phase::Released, None);
             }
+            Err(SteerError::Vanished { .. }) => {
+                report.settled = false;
+                lines.push((Topic::Mapping, VANISHED.to_owned()));
+            }
             Err(error) => {
                 report.settled = false;
                 let what = error.to_string();
@@ -343,3 +371,6 @@ impl Keeper {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

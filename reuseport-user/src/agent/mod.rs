@@ -240,7 +240,7 @@ impl Agent {
             let place = before.iter().position(|it| *it.target() == goal.attach.target);
             let keeper = match place.map(|place| before.swap_remove(place)) {
                 Some(mut keeper) => {
-                    keeper.adopt(goal, timeout);
+                    keeper.adopt(goal, timeout, &self.shared);
                     keeper
                 }
                 None => Keeper::new(goal, timeout),

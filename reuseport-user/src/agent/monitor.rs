@@ -271,9 +271,12 @@ impl Eyes {
         let mut state = shared.state();
         if let Some(group) = state.groups.iter_mut().find(|group| group.key == key) {
             let health = &mut group.health;
-            let is_eviction = |turn: &&(u32, Turn)| matches!(turn.1, Turn::Evicted { .. });
             let is_widening = |shift: &&Shift| matches!(shift, Shift::Widened { .. });
-            health.evictions += turns.iter().filter(is_eviction).count() as u64;
+            for (_, turn) in &turns {
+                if let Turn::Evicted { cause, .. } = turn {
+                    health.evictions.count(*cause);
+                }
+            }
             health.widenings += shifts.iter().filter(is_widening).count() as u64;
             health.evicted = evicted;
             health.hot = advice.hot.clone();

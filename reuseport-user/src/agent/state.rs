@@ -123,11 +123,29 @@ pub struct HealthState {
     /// Slots whose rows go to their second choices now.
     pub evicted: Vec<Evicted>,
     /// Evictions so far.
-    pub evictions: u64,
+    pub evictions: Evictions,
     /// CPUs whose connections all workers share now.
     pub hot: CpuSet,
     /// Rows that were widened so far.
     pub widenings: u64,
+}
+
+/// Evictions by their cause.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Evictions {
+    /// See [`Cause::Stalled`].
+    pub stalled: u64,
+    /// See [`Cause::Full`].
+    pub full: u64,
+}
+
+impl Evictions {
+    pub(super) fn count(&mut self, cause: Cause) {
+        match cause {
+            Cause::Stalled => self.stalled += 1,
+            Cause::Full => self.full += 1,
+        }
+    }
 }
 
 /// A slot whose worker does not accept.

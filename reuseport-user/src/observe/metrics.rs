@@ -85,6 +85,8 @@ metrics! {
         "Connections that wait to be accepted from the listener.";
     QUEUE_LIMIT: Gauge "accept_queue_limit" ["group", "port", "netns", "uid", "slot", "listener"]
         "Connections that may wait: the listener's backlog.";
+    EVICTED: Gauge "evicted" ["group", "port", "netns", "uid", "slot", "listener"]
+        "1 for a listener that an agent has taken out because its worker did not accept, so that the second choices serve its rows; 0 for the others that are seated.";
     SELECTIONS: Counter "selections_total" ["group", "port", "netns", "uid", "slot", "path"]
         "Runs of the program that selected the slot, by path: first choice; second, because the first was empty; spilled, because the first was over its limit; migrated, from a listener that closed. Not connections: with SYN cookies one takes two runs.";
     LOCAL_SELECTIONS: Counter "local_selections_total" ["group", "port", "netns", "uid", "slot"]
@@ -112,6 +114,14 @@ metrics! {
         "Workers that a newer generation superseded: they stand by, and drain.";
     RESTORED: Counter "restored_total" ["group", "port", "netns", "uid"]
         "Those that got their rows back, because the newer ones died or theirs was an addition.";
+    RUNG_PASSED_OVER: Gauge "rung_passed_over" ["group", "port", "netns", "uid", "rung", "why"]
+        "1 for a mechanism that is better than the one in force, and why the agent did not take it: not_permitted, unsupported by the kernel, unfit for the group or not asked for, untried. Its log has the words.";
+    EVICTIONS: Counter "evictions_total" ["group", "port", "netns", "uid", "cause"]
+        "Workers that the agent evicted, by cause: stalled, because they accepted next to nothing of what came; full, because their accept queue was nearly full while others had room.";
+    WIDENED_ROWS: Gauge "widened_rows" ["group", "port", "netns", "uid"]
+        "CPUs whose connections all workers share now, because too many for their own arrive there.";
+    WIDENINGS: Counter "widenings_total" ["group", "port", "netns", "uid"]
+        "Rows that the agent widened so.";
 }
 
 #[cfg(test)]

@@ -6,10 +6,10 @@ use reuseport_common::abi::Role;
 
 use super::Snapshot;
 use crate::agent::State;
-use crate::agent::state::{Event, GroupState, HealthState, Latency, Phase, Watching};
+use crate::agent::state::{Event, Evictions, GroupState, HealthState, Latency, Phase, Watching};
 use crate::bpf::owner::Attached;
 use crate::model::{CpuSet, Evidence, GroupKey, Listener, Netns, Protocol, Served, Worker};
-use crate::rungs::Rung;
+use crate::rungs::{Choice, PassedOver, Rung, Why};
 use crate::steer::status::{
     Counters, CpuCounters, ListenerStatus, RowStatus, SlotCounters, Steering,
 };
@@ -43,7 +43,13 @@ pub(crate) fn agent() -> State {
             netns,
             phase: Phase::Steered,
             pins: None,
-            rung: None,
+            rung: Some(Choice {
+                rung: Rung::IncomingCpu,
+                passed_over: vec![PassedOver {
+                    rung: Rung::Ebpf,
+                    why: Why::NotPermitted("CAP_BPF is missing".to_owned()),
+                }],
+            }),
             program_id: Some(7),
             seats: Vec::new(),
             heals: 1,
@@ -51,7 +57,12 @@ pub(crate) fn agent() -> State {
             superseded: 2,
             restored: 1,
             problem: None,
-            health: HealthState::default(),
+            health: HealthState {
+                evictions: Evictions { stalled: 2, full: 1 },
+                hot: CpuSet::from([1]),
+                widenings: 4,
+                ..HealthState::default()
+            },
         }],
         events: [Event {
             at: 1_600_000_001_000_000,

@@ -33,6 +33,18 @@ pub enum Why {
     Untried(String),
 }
 
+impl Why {
+    /// The kind's name in metrics.
+    pub fn kind(&self) -> &'static str {
+        match self {
+            Self::NotPermitted(_) => "not_permitted",
+            Self::Unsupported(_) => "unsupported",
+            Self::Unfit(_) => "unfit",
+            Self::Untried(_) => "untried",
+        }
+    }
+}
+
 impl fmt::Display for Why {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {

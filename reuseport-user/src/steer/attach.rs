@@ -209,7 +209,27 @@ impl Targets {
                 ));
             }
         }
+        let bound: Vec<GroupKey> = self.keys().filter(|key| key.device != 0).collect();
+        for report in &mut reports {
+            let beside = |it: &&GroupKey| it.address == report.group.key.address;
+            if let Some(bound) = bound.iter().find(beside)
+                && report.group.key.device == 0
+            {
+                report.notices.push(Notice::new(
+                    format!(
+                        "{bound} is bound to a device and {} is not: one of them gets all that comes \
+                         by it, as a rule the one that listened last",
+                        report.group.key
+                    ),
+                    "give them different ports or addresses",
+                ));
+            }
+        }
         reports
+    }
+
+    fn keys(&self) -> impl Iterator<Item = GroupKey> {
+        self.groups.iter().chain(&self.alone).map(|group| group.key)
     }
 }
 

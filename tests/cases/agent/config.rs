@@ -113,6 +113,27 @@ fn a_reload_takes_a_good_file_and_no_other() {
     agent.stop();
 }
 
+#[test]
+fn a_reload_takes_another_rung() {
+    require::cpus(2);
+    let scene = Scene::new();
+    let file = File::new(GOOD);
+    let agent = scene.agent_of(&file, &[]);
+    scene.steered();
+    for (rung, taken) in
+        [("incoming-cpu", "incoming-cpu"), ("ebpf", "ebpf"), ("hash", "hash"), ("auto", "ebpf")]
+    {
+        file.write(&format!("{GOOD}rung = '{rung}'\n"));
+        agent.signal(libc::SIGHUP);
+        scene.becomes(rung, |status| {
+            status["rung"]["rung"] == taken && status["problems"] == serde_json::json!([])
+        });
+        if taken == "hash" { scene.hashed() } else { scene.steered() }
+    }
+    let log = agent.stop();
+    assert!(!log.contains("cannot be watched"), "{log}");
+}
+
 /// CPUs that cannot be seen are told by name.
 #[test]
 fn workers_are_told_by_name() {

@@ -11,7 +11,9 @@ use serde_json::Value;
 
 use crate::scene::Scene;
 
+mod bars;
 mod config;
+mod faults;
 mod generations;
 mod healing;
 mod ownership;

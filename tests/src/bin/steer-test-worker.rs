@@ -7,6 +7,7 @@ use std::fs::File;
 use std::io::{self, Read as _, Write as _};
 use std::net::{IpAddr, SocketAddr};
 use std::os::fd::{AsFd as _, AsRawFd as _, OwnedFd, RawFd};
+use std::os::unix::fs::FileExt as _;
 use std::process::ExitCode;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, Condvar, Mutex, PoisonError, mpsc};
@@ -43,8 +44,42 @@ struct Shared {
     listeners: Mutex<Vec<Option<OwnedFd>>>,
     fds: Vec<RawFd>,
     accepted: Vec<AtomicU64>,
+    ledger: Option<Ledger>,
     stopped: Mutex<bool>,
     resumed: Condvar,
+}
+
+/// What outlives a SIGKILL: how many connections were taken up and how many of them were answered.
+struct Ledger {
+    file: File,
+    begun: AtomicU64,
+    done: AtomicU64,
+}
+
+impl Ledger {
+    fn open(path: &str) -> io::Result<Self> {
+        let file = File::options().write(true).open(path)?;
+        Ok(Self { file, begun: AtomicU64::new(0), done: AtomicU64::new(0) })
+    }
+
+    /// Before a connection is accepted.
+    fn begin(&self) {
+        self.put(0, self.begun.fetch_add(1, Relaxed) + 1);
+    }
+
+    /// There was none.
+    fn cancel(&self) {
+        self.put(0, self.begun.fetch_sub(1, Relaxed) - 1);
+    }
+
+    /// Its answer is in the kernel's hands.
+    fn finish(&self) {
+        self.put(8, self.done.fetch_add(1, Relaxed) + 1);
+    }
+
+    fn put(&self, at: u64, count: u64) {
+        self.file.write_all_at(&count.to_ne_bytes(), at).expect("write the ledger");
+    }
 }
 
 fn main() -> ExitCode {
@@ -73,7 +108,10 @@ fn run(options: Options) -> io::Result<()> {
     let fds: Vec<RawFd> = listeners.iter().map(OwnedFd::as_raw_fd).collect();
     let cookies =
         listeners.iter().map(|fd| sys::cookie(fd.as_fd())).collect::<io::Result<Vec<_>>>()?;
+    let ledger =
+        options.flag("ledger").then(|| Ledger::open(options.text("ledger"))).transpose()?;
     let shared = Arc::new(Shared {
+        ledger,
         accepted: fds.iter().map(|_| AtomicU64::new(0)).collect(),
         listeners: Mutex::new(listeners.into_iter().map(Some).collect()),
         fds,
@@ -251,7 +289,10 @@ fn serve_with(shared: &Shared, style: &str, fds: &[RawFd]) {
             drop(sys::answer(ready, || line(shared, place, None)));
             continue;
         }
+        let ledger = shared.ledger.as_ref();
+        ledger.inspect(|it| it.begin());
         let Ok(connection) = sys::accept(ready) else {
+            ledger.inspect(|it| it.cancel());
             // Closed under us: nothing will ever come.
             wait_while_stopped(shared);
             thread::sleep(Duration::from_millis(1));
@@ -271,6 +312,7 @@ fn serve_with(shared: &Shared, style: &str, fds: &[RawFd]) {
         }
         // A client that went away is its own business.
         drop(connection.write_all(line.as_bytes()));
+        ledger.inspect(|it| it.finish());
     }
 }
 

@@ -7,12 +7,12 @@ use reuseport_common::stats::{Hit, Miss};
 
 use super::{ALL, Metric};
 use crate::agent;
-use crate::agent::state::Latency;
+use crate::agent::state::{Evictions, Latency};
 use crate::bpf::owner::Attached;
 use crate::model::GroupKey;
 use crate::observe::Snapshot;
 use crate::plan::role_str;
-use crate::rungs::Rung;
+use crate::rungs::{PassedOver, Rung};
 use crate::steer::GroupStatus;
 use crate::steer::status::{self, ListenerStatus, SlotCounters, Steering};
 
@@ -95,6 +95,19 @@ impl Collection {
             self.put_value(&super::HEAL_SECONDS, labels(), latency);
             self.put(&super::SUPERSEDED, labels(), group.superseded as f64);
             self.put(&super::RESTORED, labels(), group.restored as f64);
+            for PassedOver { rung, why } in group.rung.iter().flat_map(|it| &it.passed_over) {
+                let more = [rung.name(), why.kind()].map(str::to_owned);
+                let labels = labels().into_iter().chain(more).collect();
+                self.put(&super::RUNG_PASSED_OVER, labels, 1.0);
+            }
+            let health = &group.health;
+            let Evictions { stalled, full } = health.evictions;
+            for (cause, count) in [("stalled", stalled), ("full", full)] {
+                let labels = labels().into_iter().chain([cause.to_owned()]).collect();
+                self.put(&super::EVICTIONS, labels, count as f64);
+            }
+            self.put(&super::WIDENED_ROWS, labels(), health.hot.len() as f64);
+            self.put(&super::WIDENINGS, labels(), health.widenings as f64);
         }
     }
 }
@@ -162,6 +175,9 @@ impl OfGroup<'_> {
         self.put(&super::WORKER_INFO, &[&slot, &cookie, &worker, &cpus], 1.0);
         self.put(&super::QUEUE, &[&slot, &cookie], f64::from(listener.queued));
         self.put(&super::QUEUE_LIMIT, &[&slot, &cookie], f64::from(listener.backlog));
+        if it.slot.is_some() {
+            self.put(&super::EVICTED, &[&slot, &cookie], f64::from(u8::from(it.evicted)));
+        }
     }
 
     fn steering(&mut self, steering: &Steering) {
@@ -222,6 +238,7 @@ mod tests {
         displaced.attached = Attached::Program { id: 99 };
         displaced.rung.ours = false;
         displaced.listeners[0].role = Role::Standby;
+        displaced.listeners[1].evicted = true;
         let mut unsteered = group(vec![listener(20, None, 0), listener(21, None, 1)]);
         unsteered.group.netns = 44;
         (unsteered.steering, unsteered.attached) = (None, Attached::Nothing);
@@ -302,6 +319,17 @@ mod tests {
         assert_eq!(value("rung", &["netns=42", "rung=ebpf"]), Some(1.0));
         assert_eq!(value("rung", &["netns=44", "rung=ebpf"]), Some(0.0));
         assert_eq!(value("rung", &["netns=44", "rung=hash"]), Some(1.0));
+        let evicted = |slot: &str| value("evicted", &["netns=43", slot]);
+        assert_eq!((evicted("slot=0"), evicted("slot=1")), (Some(0.0), Some(1.0)));
+        assert_eq!(value("evicted", &["netns=44"]), None);
+        let passed_over = ["rung=ebpf", "why=not_permitted"];
+        assert_eq!(value("rung_passed_over", &passed_over), Some(1.0));
+        let evictions = |cause: &str| value("evictions_total", &[cause]);
+        assert_eq!((evictions("cause=stalled"), evictions("cause=full")), (Some(2.0), Some(1.0)));
+        assert_eq!(
+            (value("widened_rows", &[]), value("widenings_total", &[])),
+            (Some(1.0), Some(4.0))
+        );
         assert_eq!(value("agent_ticks_total", &[]), Some(17.0));
         assert_eq!(value("agent_watching", &["how=functions"]), Some(1.0));
     }

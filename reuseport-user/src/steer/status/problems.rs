@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use reuseport_common::abi::{Role, Row};
 
 use crate::bpf::owner::{self, Attached};
-use crate::model::{CpuSet, Served};
+use crate::model::{CpuSet, Listener, Served};
 use crate::rungs::{self, Place, Rung};
 use crate::topology::Topology;
 
@@ -122,19 +122,7 @@ fn seat_problems(status: &GroupStatus, rows: &[Row]) -> Vec<Notice> {
     if status.steering.as_ref().is_some_and(|it| it.policy == Some("cpu")) {
         problems.extend(status.listeners.iter().filter_map(|it| moved(it, status)));
     }
-    let evicted = status.listeners.iter().filter(|it| it.evicted).filter_map(|it| it.slot);
-    let evicted: Vec<_> = evicted.map(|slot| slot.to_string()).collect();
-    if !evicted.is_empty() {
-        problems.push(Notice::new(
-            format!(
-                "evicted because their workers did not accept: slots {}; second choices serve their \
-                 rows",
-                evicted.join(", ")
-            ),
-            "an agent puts them back when they accept again; where none runs any more, `attach` again \
-             does",
-        ));
-    }
+    problems.extend(status.listeners.iter().filter(|it| it.evicted).filter_map(evicted));
     let active = |it: &&ListenerStatus| it.weight > 0 && it.role == Role::Active;
     let missed = |it: &ListenerStatus| it.slot.is_some_and(|slot| !named.contains(&slot));
     let unnamed = status.listeners.iter().filter(active).filter(|it| missed(it)).count();
@@ -155,6 +143,23 @@ fn seat_problems(status: &GroupStatus, rows: &[Row]) -> Vec<Notice> {
         ));
     }
     problems
+}
+
+/// A worker that an agent took out, and why that is as far as its queue tells.
+fn evicted(it: &ListenerStatus) -> Option<Notice> {
+    let Listener { queued, backlog, served, .. } = &it.listener;
+    let why = match queued {
+        0 => "its worker did not accept, and nothing waits any more".to_owned(),
+        _ if u64::from(*queued) * 4 > u64::from(*backlog) * 3 => {
+            format!("its accept queue is nearly full ({queued} of {backlog})")
+        }
+        _ => format!("its worker does not accept ({queued} wait)"),
+    };
+    let slot = it.slot?;
+    Some(Notice::new(
+        format!("slot {slot} ({served}) is evicted, and second choices serve its rows: {why}"),
+        "an agent puts it back when it accepts again; where none runs any more, `attach` again does",
+    ))
 }
 
 /// A worker that gets connections of CPUs it may not run on, and none of those it may.
