@@ -114,7 +114,7 @@ impl Run {
         let mut scene = Scene::new();
         scene.workers.clear();
         let mut run = Self {
-            rng: Rng::new(seed),
+            rng: Rng::with_seed(seed),
             workers: Vec::new(),
             missing: Vec::new(),
             next: 0,
@@ -149,7 +149,7 @@ impl Run {
     fn any(&mut self, running: bool) -> usize {
         let places = 0..self.workers.len();
         let fits: Vec<_> = places.filter(|&it| self.workers[it].live.runs == running).collect();
-        fits[self.rng.below(fits.len())]
+        fits[self.rng.usize(..fits.len())]
     }
 
     /// Any event that may be now.
@@ -164,7 +164,7 @@ impl Run {
             (Event::Join, self.workers.len() < MOST),
         ];
         let may: Vec<_> = may.into_iter().filter(|(_, may)| *may).map(|(it, _)| it).collect();
-        may[self.rng.below(may.len())]
+        may[self.rng.usize(..may.len())]
     }
 
     /// Does it, and waits until the mapping is right.
@@ -172,7 +172,7 @@ impl Run {
         let mut began = Instant::now();
         match event {
             Event::Kill => {
-                let running = self.rng.below(4) > 0 || self.workers.iter().all(|it| it.live.runs);
+                let running = self.rng.usize(..4) > 0 || self.workers.iter().all(|it| it.live.runs);
                 let place = self.any(running);
                 let mut killed = self.workers.swap_remove(place);
                 began = Instant::now();
@@ -192,8 +192,8 @@ impl Run {
             }
             Event::Start | Event::Join => {
                 let cpu = match event {
-                    Event::Start => self.missing.swap_remove(self.rng.below(self.missing.len())),
-                    _ => two()[self.rng.below(2)],
+                    Event::Start => self.missing.swap_remove(self.rng.usize(..self.missing.len())),
+                    _ => two()[self.rng.usize(..2)],
                 };
                 self.start(cpu);
                 began = Instant::now();

@@ -26,7 +26,7 @@ fn an_agent_that_is_killed_all_the_time_loses_and_leaves_nothing() {
     scene.healed();
     let before = scene.traces();
     let load = Load::start(&scene.netns, &Target::plain("127.0.0.1:8080"), &cpus(), 2);
-    let mut rng = Rng::new(1);
+    let mut rng = Rng::with_seed(1);
     let (mut ready, mut tables) = (0, 0);
     let began = Instant::now();
     let rounds = length(600, 30);
@@ -40,7 +40,7 @@ fn an_agent_that_is_killed_all_the_time_loses_and_leaves_nothing() {
         if round % 10 == 9 {
             agent.wait_for("ready");
         }
-        std::thread::sleep(PAUSE * rng.below(200) as u32 / 100);
+        std::thread::sleep(PAUSE * rng.u32(..200) / 100);
         agent.kill();
         let log = agent.log();
         ready += u32::from(log.contains("ready"));

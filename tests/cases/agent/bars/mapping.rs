@@ -42,7 +42,7 @@ impl Mapping {
         let seats = maps.sockets.seats()?;
         let mut evicted = BTreeSet::new();
         for &slot in seats.values() {
-            if maps.load(slot)?.is_evicted() {
+            if maps.load(slot).is_evicted() {
                 evicted.insert(slot);
             }
         }
