@@ -13,6 +13,8 @@
 #![deny(missing_docs)]
 
 pub mod agent;
+#[cfg(feature = "cli")]
+pub mod bench;
 pub mod bpf;
 #[cfg(feature = "cli")]
 pub mod cli;
@@ -23,6 +25,8 @@ pub mod group;
 #[cfg(feature = "cli")]
 pub mod launch;
 mod loopback;
+#[cfg(feature = "measure")]
+pub mod measure;
 pub mod model;
 pub mod observe;
 pub mod plan;

@@ -11,6 +11,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 mod agent;
 mod args;
 mod attach;
+mod bench;
 mod demo;
 mod detach;
 mod drain;
@@ -93,6 +94,8 @@ enum Verb {
     Metrics(metrics::Args),
     /// Show what steering does on this machine, with a server of its own
     Demo(demo::Args),
+    /// Compare steering with everything else on this machine, with controls
+    Bench(bench::Args),
     /// Follow the program's log (after `attach --log-misses`)
     Log(log::Args),
     /// Print completions for a shell
@@ -102,6 +105,9 @@ enum Verb {
     /// A worker of the demo
     #[command(hide = true)]
     DemoWorker,
+    /// The server of the bench
+    #[command(hide = true)]
+    BenchServer,
     /// What ends the workers of `run` when it was killed
     #[command(hide = true)]
     RunGuard,
@@ -123,10 +129,12 @@ pub fn main() -> ExitCode {
         Verb::Top(args) => top::run(&args),
         Verb::Metrics(args) => metrics::run(&args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Log(args) => log::run(&args),
         Verb::Completions(args) => generate::completions(&args, Cli::command()),
         Verb::Man(args) => generate::man(&args, Cli::command()),
         Verb::DemoWorker => demo::worker(),
+        Verb::BenchServer => bench::server(),
         Verb::RunGuard => run::guard(),
     };
     match result {
