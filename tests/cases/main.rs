@@ -14,7 +14,6 @@ mod intents;
 mod launch;
 mod library;
 mod lifecycle;
-mod measure;
 mod metrics;
 mod nginx;
 mod pgbouncer;

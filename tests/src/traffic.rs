@@ -15,7 +15,7 @@ use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::thread::{self, JoinHandle};
 use std::time::{Duration, Instant};
 
-use crate::measure::Rng;
+use crate::measure::{Rng, exponential};
 use crate::netns::Netns;
 use crate::sys;
 use crate::sys::reactor::{self, Reactor};
@@ -132,7 +132,7 @@ struct Client<'a> {
 impl<'a> Client<'a> {
     fn new(cpu: u32, plan: &'a Plan, began: Instant, seed: u64) -> Self {
         let reactor = Reactor::new().expect("an epoll set");
-        let rng = Rng::new(seed);
+        let rng = Rng::with_seed(seed);
         Self {
             cpu,
             plan,
@@ -163,7 +163,7 @@ impl<'a> Client<'a> {
             {
                 while due <= now && due < self.plan.lasts {
                     self.begin(due);
-                    due += Duration::from_secs_f64(self.rng.exponential() / rate);
+                    due += Duration::from_secs_f64(exponential(&mut self.rng) / rate);
                 }
                 wait = wait.min(due.saturating_sub(self.began.elapsed()));
             }

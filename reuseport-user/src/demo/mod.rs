@@ -6,12 +6,12 @@
 //! microseconds where people read them.
 
 use std::collections::BTreeMap;
-use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::io;
 use std::net::SocketAddr;
 use std::process::ExitStatus;
 use std::time::Duration;
 
+use crate::measure::draw_seed;
 use crate::model::{Cpu, CpuSet, Pid};
 
 mod group;
@@ -20,7 +20,6 @@ mod matrix;
 mod protocol;
 mod report;
 mod rounds;
-pub mod stats;
 #[cfg(test)]
 mod tests;
 pub mod worker;
@@ -274,7 +273,7 @@ fn run_with(options: &DemoOptions, mut mechanism: Mechanism<'_>) -> Result<Repor
     if cpus.len() < 2 {
         return Err(DemoError::TooFewCpus(cpus));
     }
-    let seed = options.seed.unwrap_or_else(|| RandomState::new().build_hasher().finish());
+    let seed = options.seed.unwrap_or_else(draw_seed);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -8,7 +8,7 @@ use super::DemoOptions;
 use super::load::LoadResult;
 use super::matrix::Matrix;
 use super::rounds::Rounds;
-use super::stats::{Spread, Verdict};
+use crate::measure::{Better, Comparison, Rng, Spread, Verdict};
 use crate::model::{CpuSet, Pid};
 
 /// One round: one mode, measured once.
@@ -136,12 +136,13 @@ impl Report {
         mechanism: &'static str,
         seen: Rounds,
     ) -> Self {
-        let Rounds { pairs, before, after } = seen;
+        let Rounds { pairs, before: matrix_before, after } = seen;
         let rate = |sample: &Sample| sample.connections_per_second;
-        let ratios: Vec<f64> =
-            pairs.iter().map(|pair| rate(&pair.after) / rate(&pair.before)).collect();
-        let verdict = Verdict::of(&ratios);
-        let conclusion = conclusion(verdict, &ratios, after.locality());
+        let before: Vec<f64> = pairs.iter().map(|pair| rate(&pair.before)).collect();
+        let steered: Vec<f64> = pairs.iter().map(|pair| rate(&pair.after)).collect();
+        let rng = &mut Rng::with_seed(seed);
+        let compared = Comparison::of(&before, &steered, Better::More, rng).ok();
+        let conclusion = conclusion(compared.as_ref(), after.locality());
         let errors = pairs.iter().map(|pair| pair.before.errors + pair.after.errors).sum();
         let caveats = caveats(cpus, errors, &pairs);
         Self {
@@ -155,10 +156,10 @@ impl Report {
             connections_per_second: Summary::of(&pairs, rate),
             p50_us: Summary::of(&pairs, |sample| sample.p50_us),
             p99_us: Summary::of(&pairs, |sample| sample.p99_us),
-            matrix_before: before,
+            matrix_before,
             matrix_after: after,
             errors,
-            verdict,
+            verdict: compared.map_or(Verdict::CannotTell, |it| it.verdict),
             conclusion,
             caveats,
             pairs,
@@ -242,7 +243,7 @@ fn paragraph(out: &mut impl Write, text: &str) -> io::Result<()> {
     writeln!(out)
 }
 
-fn conclusion(verdict: Verdict, ratios: &[f64], locality: f64) -> String {
+fn conclusion(compared: Option<&Comparison>, locality: f64) -> String {
     if locality < STEERED || locality.is_nan() {
         return format!(
             "Steering was not in force: only {:.1} % of the connections were accepted on the CPU that \
@@ -250,17 +251,23 @@ fn conclusion(verdict: Verdict, ratios: &[f64], locality: f64) -> String {
             locality * 100.0
         );
     }
-    let figures = Spread::of(ratios).map_or_else(String::new, |Spread { p10, median, p90 }| {
-        format!(
-            "connections/s x{median:.2}, p10..p90 x{p10:.2}..x{p90:.2} over {} pair{}",
-            ratios.len(),
-            if ratios.len() == 1 { "" } else { "s" },
-        )
-    });
-    match verdict {
+    let Some((compared, ratio)) = compared.and_then(|it| Some((it, it.ratio.as_ref()?))) else {
+        return "There is nothing to compare.".to_owned();
+    };
+    let figures = format!(
+        "connections/s x{:.2}, 95 % confidence x{:.2}..x{:.2} over {} pair{}",
+        ratio.median(),
+        ratio.ci95.low,
+        ratio.ci95.high,
+        ratio.n,
+        if ratio.n == 1 { "" } else { "s" },
+    );
+    match compared.verdict {
         Verdict::Helps => format!("Steering helped here: {figures}."),
         Verdict::Hurts => format!("Steering hurt here: {figures}."),
-        Verdict::CannotTell => format!("No difference can be told from the noise: {figures}."),
+        Verdict::CannotTell | Verdict::Inconclusive => {
+            format!("No difference can be told from the noise: {figures}.")
+        }
     }
 }
 

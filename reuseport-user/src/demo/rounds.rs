@@ -11,6 +11,7 @@ use super::load::{self, LoadOptions};
 use super::matrix::Matrix;
 use super::report::{Pair, Sample};
 use super::{DemoError, DemoOptions, Mechanism};
+use crate::measure::{Rng, orders};
 use crate::model::CpuSet;
 
 /// Signals that end a demo, and what they are called.
@@ -136,12 +137,12 @@ fn pairs(
 ) -> Result<Rounds, DemoError> {
     let mut rounds =
         Rounds { pairs: Vec::new(), before: Matrix::new(cpus), after: Matrix::new(cpus) };
-    let mut random = SplitMix(seed);
+    let orders = orders(&[false, true], options.rounds as usize, &mut Rng::with_seed(seed));
     // What prevents steering (a missing capability, most of all) is known before the first round.
     switch.set(true)?;
-    for number in 1..=options.rounds {
-        let mut pair = Pair { steered_first: random.coin(), ..Pair::default() };
-        for steered in [pair.steered_first, !pair.steered_first] {
+    for (number, order) in (1..).zip(orders) {
+        let mut pair = Pair { steered_first: order[0], ..Pair::default() };
+        for steered in order {
             let mode = if steered { "steered" } else { "kernel's hash" };
             progress.set_message(format!("pair {number} of {}, {mode}", options.rounds));
             switch.set(steered)?;
@@ -196,24 +197,6 @@ fn progress(options: &DemoOptions) -> ProgressBar {
     match style {
         Ok(style) => bar.with_style(style),
         Err(_) => bar,
-    }
-}
-
-/// SplitMix64: one multiplication more than enough to toss a coin that a seed reproduces.
-pub(super) struct SplitMix(pub(super) u64);
-
-impl SplitMix {
-    pub(super) fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9E37_79B9_7F4A_7C15);
-        let mut value = self.0;
-        value = (value ^ (value >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        value = (value ^ (value >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
-        value ^ (value >> 31)
-    }
-
-    /// Heads or tails.
-    pub(super) fn coin(&mut self) -> bool {
-        self.next() & 1 == 1
     }
 }
 

@@ -6,14 +6,13 @@ use std::time::{Duration, Instant};
 
 use reuseport_tests::binary;
 use reuseport_tests::cpus;
-use reuseport_tests::measure::Spread;
+use reuseport_tests::measure::{Goal, estimate};
 use reuseport_tests::netns::Netns;
 use reuseport_tests::sys::usage;
 use reuseport_tests::worker::{Spec, Worker};
 use serde_json::json;
 
 use crate::Bench;
-use crate::report::Goal;
 
 /// One that nobody else listens on, in any namespace: the command is run without a hint.
 const PORT: u16 = 18_743;
@@ -55,10 +54,10 @@ fn scene(bench: &mut Bench, name: &str, listeners: u32, others: u32, goal: f64) 
     for (verb, costs) in verbs.iter().zip(&costs) {
         let part = |part: fn(&Cost) -> f64| costs.iter().map(part).collect::<Vec<_>>();
         let goal = (*verb == "attach").then_some(Goal::AtMost(goal));
-        let process = Spread::of(&part(|it| it.process), &mut bench.rng);
+        let process = estimate(&part(|it| it.process), &mut bench.rng);
         let title = format!("{name}: {verb}, process time");
         bench.report.figure(&title, "ms", &process, goal);
-        let wall = Spread::of(&part(|it| it.wall), &mut bench.rng);
+        let wall = estimate(&part(|it| it.wall), &mut bench.rng);
         bench.report.figure(&format!("{name}: {verb}, wall time"), "ms", &wall, None);
     }
     let done = json!(costs.iter().map(Vec::len).collect::<Vec<_>>());

@@ -9,7 +9,7 @@ use std::thread;
 use std::time::{Duration, Instant};
 
 use reuseport_tests::binary::Cli;
-use reuseport_tests::measure::{Spread, ratios};
+use reuseport_tests::measure::{Goal, estimate, ratios};
 use reuseport_tests::netns::Netns;
 use reuseport_tests::server::{self, Server};
 use reuseport_tests::{cpus, require, sys};
@@ -17,7 +17,6 @@ use reuseport_user::group::Group;
 use serde_json::json;
 
 use crate::Bench;
-use crate::report::Goal;
 
 /// One that nobody else listens on, in any namespace; each server takes the next.
 const PORT: u16 = 18_800;
@@ -103,7 +102,7 @@ fn measure(bench: &mut Bench, netns: &Netns, servers: &[(Server, SocketAddr)], c
         }
     }
     let ratio = |bench: &mut Bench, mode: usize, to: usize, goal| {
-        let spread = Spread::of(&ratios(&found[mode], &found[to]), &mut bench.rng);
+        let spread = estimate(&ratios(&found[mode], &found[to]), &mut bench.rng);
         let title = format!("{}: {} / {}", case.name, NAMES[mode], short(to));
         bench.report.figure(&title, "x", &spread, goal);
     };
@@ -116,8 +115,8 @@ fn measure(bench: &mut Bench, netns: &Netns, servers: &[(Server, SocketAddr)], c
     let goal = (!case.skewed).then_some(Goal::AtLeast(1.0));
     ratio(bench, STEERED, PLAIN, goal);
     ratio(bench, CONTROL, PLAIN, None);
-    let plain = Spread::of(&found[BASE], &mut bench.rng);
-    bench.report.note(&format!("{}: {:.0} requests/s", NAMES[BASE], plain.median));
+    let plain = estimate(&found[BASE], &mut bench.rng);
+    bench.report.note(&format!("{}: {:.0} requests/s", NAMES[BASE], plain.median()));
     bench.report.gate(&format!("{}: no failed request", case.name), failed == 0, &json!(failed));
 }
 
@@ -141,7 +140,7 @@ fn publishing(bench: &mut Bench, netns: &Netns) {
         }
     }
     let [publishing, silent] = &found;
-    let spread = Spread::of(&ratios(publishing, silent), &mut bench.rng);
+    let spread = estimate(&ratios(publishing, silent), &mut bench.rng);
     let goal = Some(Goal::AtLeast(0.99));
     bench.report.figure("load published / not published, short", "x", &spread, goal);
     for (server, _) in servers {
@@ -164,7 +163,7 @@ fn publishing(bench: &mut Bench, netns: &Netns) {
         };
         (0..bench.choose(21, 3)).map(one).collect::<Vec<f64>>()
     });
-    let spread = Spread::of(&nanoseconds, &mut bench.rng);
+    let spread = estimate(&nanoseconds, &mut bench.rng);
     bench.report.figure("one connection published, begin and end", "ns", &spread, None);
 }
 
@@ -178,7 +177,7 @@ fn opening(bench: &mut Bench) {
     };
     // The first reads the binary from disk.
     let times: Vec<f64> = (0..=bench.choose(25, 3)).map(once).skip(1).collect();
-    let spread = Spread::of(&times, &mut bench.rng);
+    let spread = estimate(&times, &mut bench.rng);
     let goal = Some(Goal::AtMost(50.0));
     bench.report.figure("64 listeners opened and steered", "ms", &spread, goal);
 }

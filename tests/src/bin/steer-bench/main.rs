@@ -83,7 +83,7 @@ fn main() -> ExitCode {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or(Duration::ZERO);
     let seed = options.seed.unwrap_or_else(|| u64::from(now.subsec_nanos()));
     let report = Report::new(seed, options.quick);
-    let mut bench = Bench { quick: options.quick, rng: Rng::new(seed), report };
+    let mut bench = Bench { quick: options.quick, rng: Rng::with_seed(seed), report };
     let subjects: [(Subject, Run); 7] = [
         (Subject::Selection, selection::run),
         (Subject::Attach, attach::run),

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use reuseport_tests::binary::Cli;
 use reuseport_tests::cpus;
-use reuseport_tests::measure::{Spread, ratios};
+use reuseport_tests::measure::{Goal, estimate, ratios};
 use reuseport_tests::netns::Netns;
 use reuseport_tests::process::capture;
 use reuseport_tests::require;
@@ -16,7 +16,6 @@ use reuseport_tests::sys::Become;
 use serde_json::json;
 
 use crate::Bench;
-use crate::report::Goal;
 
 /// tps and latency, run by run.
 type Found = (Vec<f64>, Vec<f64>);
@@ -108,7 +107,7 @@ fn measure(bench: &mut Bench, scene: &Scene, case: Case) {
     }
     let spread = |bench: &mut Bench, mode: Mode, part: fn(&Found) -> &Vec<f64>| {
         let (new, hash) = (part(&found[mode as usize]), part(&found[Mode::Hash as usize]));
-        Spread::of(&ratios(new, hash), &mut bench.rng)
+        estimate(&ratios(new, hash), &mut bench.rng)
     };
     // Balanced load has to gain; the other case is shown, not judged.
     let goal = (!case.skewed).then_some(Goal::AtLeast(1.0));
@@ -118,8 +117,8 @@ fn measure(bench: &mut Bench, scene: &Scene, case: Case) {
     bench.report.figure(&format!("{name}: latency, steered / hash"), "x", &latency, None);
     let control = spread(bench, Mode::HashAgain, |it| &it.0);
     bench.report.figure(&format!("{name}: tps, hash / hash (control)"), "x", &control, None);
-    let plain = Spread::of(&found[Mode::Hash as usize].0, &mut bench.rng);
-    bench.report.note(&format!("hash: {:.0} tps", plain.median));
+    let plain = estimate(&found[Mode::Hash as usize].0, &mut bench.rng);
+    bench.report.note(&format!("hash: {:.0} tps", plain.median()));
     bench.report.gate(&format!("{name}: no failed transaction"), failed == 0, &json!(failed));
     // Every steered packet went to a worker on the CPU that received it.
     let share = json!({"runs": runs, "local": local});

@@ -4,7 +4,7 @@ use std::fs;
 use std::path::Path;
 use std::time::Duration;
 
-use reuseport_tests::measure::{Spread, Ticks, Verdict};
+use reuseport_tests::measure::{Estimate, Goal, Standing, Ticks};
 use reuseport_tests::process::{command, must};
 use serde_json::{Map, Value, json};
 
@@ -42,7 +42,7 @@ impl Report {
             gates: Vec::new(),
             notes: Vec::new(),
             noise: Value::Null,
-            ticks: Ticks::now(),
+            ticks: ticks(),
             failed: Vec::new(),
         }
     }
@@ -50,31 +50,31 @@ impl Report {
     /// Starts a subject; looks how busy the machine is with other things.
     pub(crate) fn begin(&mut self, subject: &'static str) {
         println!("\n== {subject}");
-        let background = Ticks::background();
+        let background = Ticks::background().expect("read /proc/stat");
         self.noise = json!({"background_percent": background});
         if background > MOST_BACKGROUND {
             println!("   the machine is busy ({background:.0} %): these figures are inconclusive");
         }
         self.subject = subject;
-        self.ticks = Ticks::now();
+        self.ticks = ticks();
     }
 
     /// Takes down a figure, against a goal if there is one.
-    pub(crate) fn figure(&mut self, name: &str, unit: &str, spread: &Spread, goal: Option<Goal>) {
+    pub(crate) fn figure(&mut self, name: &str, unit: &str, spread: &Estimate, goal: Option<Goal>) {
         let spread_text = if unit == "x" { format!("{spread:.3}") } else { format!("{spread:.1}") };
         let spread_text = format!("{unit} {spread_text}");
         let mut entry = json!({"name": name, "unit": unit});
-        if let (Some(entry), Value::Object(parts)) = (entry.as_object_mut(), spread.json()) {
+        if let (Some(entry), Value::Object(parts)) = (entry.as_object_mut(), json!(spread)) {
             entry.extend(parts);
         }
         let mut verdict_text = String::new();
         if let Some(goal) = goal {
             let verdict = goal.judge(spread);
-            let judged = !self.quick || goal.binding(self.quick);
+            let judged = !self.quick || binding(goal, self.quick);
             let verdict_is = if judged { verdict.as_str() } else { "not judged when quick" };
             verdict_text = format!("  goal {goal}: {verdict_is}");
             entry["goal"] = json!({"is": goal.to_string(), "verdict": verdict.as_str()});
-            if verdict == Verdict::Missed && goal.binding(self.quick) {
+            if verdict == Standing::Missed && binding(goal, self.quick) {
                 self.failed.push(format!("{}: {name}: {spread_text}{verdict_text}", self.subject));
             }
         }
@@ -100,7 +100,7 @@ impl Report {
 
     /// Ends the subject.
     pub(crate) fn end(&mut self, took: Duration) {
-        let (_, steal) = self.ticks.busy_and_steal();
+        let (_, steal) = self.ticks.busy_and_steal(&ticks());
         self.noise["steal_percent"] = json!(steal);
         let quiet = self.noise["background_percent"].as_f64().unwrap_or(100.0) <= MOST_BACKGROUND
             && steal <= MOST_STEAL;
@@ -142,35 +142,15 @@ impl Report {
     }
 }
 
-/// What a figure should be.
-#[derive(Clone, Copy)]
-pub(crate) enum Goal {
-    /// At least this; a ratio between two things measured side by side, so it binds everywhere.
-    AtLeast(f64),
-    /// At most this, in time: it binds only the full run, which is for a quiet machine.
-    AtMost(f64),
+/// Whether a goal must be reached for the run to pass. A lower bound is on a ratio of two things
+/// measured side by side, so it binds everywhere; an upper one is on a time, and binds only the full
+/// run, which is for a quiet machine.
+fn binding(goal: Goal, quick: bool) -> bool {
+    matches!(goal, Goal::AtLeast(_)) || !quick
 }
 
-impl Goal {
-    fn judge(self, spread: &Spread) -> Verdict {
-        match self {
-            Self::AtLeast(limit) => spread.above(limit),
-            Self::AtMost(limit) => spread.below(limit),
-        }
-    }
-
-    fn binding(self, quick: bool) -> bool {
-        matches!(self, Self::AtLeast(_)) || !quick
-    }
-}
-
-impl std::fmt::Display for Goal {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        match self {
-            Self::AtLeast(limit) => write!(f, ">= {limit}"),
-            Self::AtMost(limit) => write!(f, "<= {limit}"),
-        }
-    }
+fn ticks() -> Ticks {
+    Ticks::now().expect("read /proc/stat")
 }
 
 /// What the figures depend on.

@@ -11,7 +11,7 @@ use std::time::Instant;
 
 use reuseport_tests::binary::Cli;
 use reuseport_tests::cpus;
-use reuseport_tests::measure::{Spread, differences, quantile};
+use reuseport_tests::measure::{Goal, differences, estimate, quantile};
 use reuseport_tests::netns::Netns;
 use reuseport_tests::process::tool;
 use reuseport_tests::require;
@@ -20,7 +20,6 @@ use reuseport_tests::worker::{Spec, Worker};
 use serde_json::json;
 
 use crate::Bench;
-use crate::report::Goal;
 
 /// One that nobody else has, in any namespace.
 const PORT: u16 = 15_300;
@@ -102,9 +101,9 @@ fn group(bench: &mut Bench, sockets: u32) -> f64 {
     let name = format!("group of {sockets}");
     let [hash, again, pass_times, steered] = &found;
     let mut show = |what: &str, a: &[f64], b: &[f64], goal| {
-        let spread = Spread::of(&differences(a, b), &mut bench.rng);
+        let spread = estimate(&differences(a, b), &mut bench.rng);
         bench.report.figure(&format!("{name}: {what}"), "ns", &spread, goal);
-        spread.median
+        spread.median()
     };
     let cost = show("steered - bare PASS", steered, pass_times, Some(Goal::AtMost(MOST)));
     show("steered - kernel hash", steered, hash, None);

@@ -3,13 +3,12 @@
 use std::time::Duration;
 
 use reuseport_tests::cpus;
-use reuseport_tests::measure::{Spread, quantile, ratios};
+use reuseport_tests::measure::{Goal, estimate, quantile, ratios};
 use reuseport_tests::require;
 use reuseport_tests::traffic::{Pace, sorted_ms};
 use serde_json::json;
 
 use crate::Bench;
-use crate::report::Goal;
 use crate::served::{Mode, Served, from};
 
 const ORDER: [Mode; 4] = [Mode::Hash, Mode::HashAgain, Mode::Steered, Mode::Spilling];
@@ -69,7 +68,7 @@ fn measure(bench: &mut Bench, case: &Case) {
     }
     let name = case.name;
     let mut against = |mode: usize, part: fn(&Found) -> &Vec<f64>| {
-        Spread::of(&ratios(part(&found[mode]), part(&found[0])), &mut bench.rng)
+        estimate(&ratios(part(&found[mode]), part(&found[0])), &mut bench.rng)
     };
     let open = matches!(case.pace, Pace::Open(_));
     let mut figures = vec![
@@ -87,9 +86,9 @@ fn measure(bench: &mut Bench, case: &Case) {
     for (what, spread, goal) in figures {
         bench.report.figure(&format!("{name}: {what}"), "x", &spread, goal);
     }
-    let hash = Spread::of(&found[0].rate, &mut bench.rng);
-    let p99 = Spread::of(&found[0].p99, &mut bench.rng);
-    let text = format!("{name}: hash {:.0} conn/s, p99 {:.2} ms", hash.median, p99.median);
+    let hash = estimate(&found[0].rate, &mut bench.rng);
+    let p99 = estimate(&found[0].p99, &mut bench.rng);
+    let text = format!("{name}: hash {:.0} conn/s, p99 {:.2} ms", hash.median(), p99.median());
     bench.report.note(&text);
     bench.report.gate(&format!("{name}: all answered"), failed == 0, &json!(failed));
     // Whether it has to depends on what else the machine does: a finding, not a condition.

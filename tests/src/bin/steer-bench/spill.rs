@@ -4,13 +4,12 @@
 use std::time::Duration;
 
 use reuseport_tests::cpus;
-use reuseport_tests::measure::{Spread, ratios};
+use reuseport_tests::measure::{Goal, estimate, ratios};
 use reuseport_tests::require;
 use reuseport_tests::traffic::Pace;
 use serde_json::json;
 
 use crate::Bench;
-use crate::report::Goal;
 use crate::served::{Mode, Served, from};
 
 const ORDER: [Mode; 5] = [Mode::Hash, Mode::HashAgain, Mode::Steered, Mode::Agent, Mode::Spilling];
@@ -37,7 +36,7 @@ pub(crate) fn run(bench: &mut Bench) {
         }
     }
     let mut against = |new: Mode, old: Mode| {
-        Spread::of(&ratios(&rates[new as usize], &rates[old as usize]), &mut bench.rng)
+        estimate(&ratios(&rates[new as usize], &rates[old as usize]), &mut bench.rng)
     };
     let figures = [
         ("ready to spill / no agent", against(Mode::Spilling, Mode::Steered), Some(0.97)),
@@ -50,8 +49,8 @@ pub(crate) fn run(bench: &mut Bench) {
         let goal = goal.map(Goal::AtLeast);
         bench.report.figure(&format!("conn/s, {name}"), "x", &spread, goal);
     }
-    let steered = Spread::of(&rates[Mode::Steered as usize], &mut bench.rng);
-    bench.report.note(&format!("no agent: {:.0} conn/s", steered.median));
+    let steered = estimate(&rates[Mode::Steered as usize], &mut bench.rng);
+    bench.report.note(&format!("no agent: {:.0} conn/s", steered.median()));
     bench.report.gate("no failed connection", failed == 0, &json!(failed));
     bench.report.note(&format!("evictions and widenings, by the agents' logs: {turns}"));
 }

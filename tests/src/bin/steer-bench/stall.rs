@@ -4,13 +4,12 @@ use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use reuseport_tests::cpus;
-use reuseport_tests::measure::{Spread, ratios};
+use reuseport_tests::measure::{Goal, estimate, ratios};
 use reuseport_tests::require;
 use reuseport_tests::traffic::Pace;
 use serde_json::json;
 
 use crate::Bench;
-use crate::report::Goal;
 use crate::served::{Mode, Served};
 
 /// Connections per second on each CPU.
@@ -32,7 +31,7 @@ pub(crate) fn run(bench: &mut Bench) {
     for round in 0..rounds {
         let mut modes: Vec<usize> = (0..ORDER.len()).collect();
         bench.rng.shuffle(&mut modes);
-        let victim = &served.workers()[bench.rng.below(served.workers().len())];
+        let victim = &served.workers()[bench.rng.usize(..served.workers().len())];
         for mode in modes {
             let in_force = served.under(ORDER[mode]);
             let traffic = served.traffic(&clients, BEFORE + STALL + BEFORE, round);
@@ -49,17 +48,17 @@ pub(crate) fn run(bench: &mut Bench) {
         }
     }
     let [hash, steered, spilling] = &stuck;
-    let part = Spread::of(&ratios(spilling, hash), &mut bench.rng);
+    let part = estimate(&ratios(spilling, hash), &mut bench.rng);
     let goal = Goal::AtMost(0.05);
     bench.report.figure("stuck, ready to spill / hash", "x", &part, Some(goal));
-    let part = Spread::of(&ratios(steered, hash), &mut bench.rng);
+    let part = estimate(&ratios(steered, hash), &mut bench.rng);
     bench.report.figure("stuck, no agent / hash", "x", &part, None);
     if !noticed.is_empty() {
-        let shown = Spread::of(&noticed, &mut bench.rng);
+        let shown = estimate(&noticed, &mut bench.rng);
         bench.report.figure("shown until evicted", "ms", &shown, Some(Goal::AtMost(100.0)));
     }
-    let counts = Spread::of(hash, &mut bench.rng);
-    bench.report.note(&format!("hash: {:.0} stuck of {:.0}", counts.median, 2.0 * RATE));
+    let counts = estimate(hash, &mut bench.rng);
+    bench.report.note(&format!("hash: {:.0} stuck of {:.0}", counts.median(), 2.0 * RATE));
     let times = json!(noticed.len());
     bench.report.gate("one eviction per stall", noticed.len() == rounds as usize, &times);
     bench.report.gate("all answered in the end", unanswered == 0, &json!(unanswered));
