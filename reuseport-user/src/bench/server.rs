@@ -70,11 +70,6 @@ impl Server {
         }
     }
 
-    /// Its process.
-    pub(super) fn pid(&self) -> Pid {
-        self.child.id()
-    }
-
     pub(super) fn tell(&mut self, command: &Command) -> Result<(), BenchError> {
         match self.ask(command)? {
             Reply::Done => Ok(()),

@@ -19,6 +19,8 @@ mod client;
 mod datagrams;
 pub(crate) mod latency;
 pub(super) mod schedule;
+#[cfg(test)]
+mod tests;
 
 use latency::Seen;
 

@@ -1,6 +1,104 @@
-//! x
-use super::super::record::{Record, RecordError};
-/// x
-pub fn to_html(_: &Record) -> Result<String, RecordError> {
-    Ok(String::new())
+//! The page: one file, nothing loaded from elsewhere, readable on a phone.
+
+use askama::Template;
+
+use super::plots;
+use crate::bench::judge::{Figures, Gate, Headline};
+use crate::bench::record::{Cell, Record, RecordError};
+use crate::bench::workload::Pace;
+use crate::measure::Estimate;
+
+/// What `page.html` is filled with.
+#[derive(Template)]
+#[template(path = "page.html")]
+struct Page<'a> {
+    record: &'a Record,
+    mechanisms: String,
+    cells: Vec<Part<'a>>,
+}
+
+/// One cell of it.
+struct Part<'a> {
+    cell: &'a Cell,
+    headline: &'static str,
+    pace: String,
+    because: &'a [String],
+    gates: &'a [Gate],
+    rows: Vec<Row>,
+    ratios: String,
+    latencies: String,
+    locality: String,
+    over_time: String,
+}
+
+/// One line of a cell's table.
+struct Row {
+    colour: String,
+    name: &'static str,
+    title: &'static str,
+    ratio: String,
+    rate: String,
+    p50: String,
+    p99: String,
+    accept: String,
+    remote: String,
+    cpu: String,
+    stuck: String,
+}
+
+/// The report on a record as a page.
+pub fn to_html(record: &Record) -> Result<String, RecordError> {
+    let cells = record.cells.iter().filter(|cell| cell.verdict.is_some());
+    let cells: Result<Vec<_>, _> = cells.map(|cell| part(record, cell)).collect();
+    let names: Vec<_> = record.settings.mechanisms.iter().map(|it| it.name()).collect();
+    let page = Page { record, mechanisms: names.join(", "), cells: cells? };
+    page.render().map_err(|error| RecordError::Draw(error.to_string()))
+}
+
+fn part<'a>(record: &Record, cell: &'a Cell) -> Result<Part<'a>, RecordError> {
+    let Some(verdict) = &cell.verdict else {
+        return Err(RecordError::Draw("a cell was not judged".to_owned()));
+    };
+    let headline = Headline::of(cell);
+    let pace = match cell.pace {
+        Pace::Closed { connections } => format!("{connections} at a time"),
+        Pace::Open { rate } => format!("{rate:.0} requests/s at random times"),
+    };
+    Ok(Part {
+        cell,
+        headline: headline.title(),
+        pace,
+        because: &verdict.inconclusive_because,
+        gates: &verdict.gates,
+        rows: verdict.figures.iter().map(|figures| row(headline, figures)).collect(),
+        ratios: plots::ratios(headline, verdict)?,
+        latencies: plots::latencies(cell)?,
+        locality: plots::locality(cell, &record.settings.cpus)?,
+        over_time: match cell.workload.event().is_some() {
+            true => plots::over_time(cell)?,
+            false => String::new(),
+        },
+    })
+}
+
+fn row(headline: Headline, figures: &Figures) -> Row {
+    let ratio = |ratio: Option<Estimate>| {
+        ratio.map_or_else(
+            || "–".to_owned(),
+            |it| format!("{:.3} [{:.3}, {:.3}]", it.median(), it.ci95.low, it.ci95.high),
+        )
+    };
+    Row {
+        colour: plots::css_colour(figures.mechanism),
+        name: figures.mechanism.name(),
+        title: figures.mechanism.title(),
+        ratio: ratio(headline.ratio(figures)),
+        rate: format!("{:.0}", figures.rate.median),
+        p50: format!("{:.0}", figures.p50_us.median),
+        p99: format!("{:.0}", figures.p99_us.median),
+        accept: format!("{:.0}", figures.accept_p99_us.median),
+        remote: format!("{:.1}", figures.remote.median * 100.0),
+        cpu: figures.cpu_us.map_or_else(|| "–".to_owned(), |it| format!("{:.1}", it.median)),
+        stuck: format!("{:.0}", figures.stuck.median),
+    }
 }

@@ -67,7 +67,7 @@ impl Served {
         let workers = cpus.iter().map(|&cpu| {
             let socket = socket.try_clone().map_err(during("duplicate the listener"))?;
             let source = Source::of(socket, what.udp);
-            Handle::start(Spec { cpu, runs_on: cpu, source, exclusive })
+            Handle::start(Spec { runs_on: cpu, source, exclusive })
         });
         Ok(Self::of(address, workers.collect::<Result<_, _>>()?))
     }
@@ -82,14 +82,13 @@ impl Served {
             let (queue, handed) = channel();
             let (bell, wake) = io::pipe().map_err(during("make a pipe"))?;
             let source = Source::Handed(bell, handed);
-            workers.push(Handle::start(Spec { cpu, runs_on: cpu, source, exclusive: false })?);
+            workers.push(Handle::start(Spec { runs_on: cpu, source, exclusive: false })?);
             queues.push((queue, wake));
         }
         let (told, tid) = channel();
         let listener = TcpListener::from(socket);
         let accept = move || {
-            // The receiver waits for it.
-            drop(told.send(sched::thread_id()));
+            let _waited_for = told.send(sched::thread_id());
             hand_off(&listener, &queues)
         };
         let thread = std::thread::Builder::new().name("acceptor".into()).spawn(accept);
@@ -125,7 +124,7 @@ impl Served {
             } else {
                 Source::Listener(worker.listener()?)
             };
-            workers.push(Handle::start(Spec { cpu, runs_on, source, exclusive: false })?);
+            workers.push(Handle::start(Spec { runs_on, source, exclusive: false })?);
         }
         let spilling = match what.mechanism {
             Mechanism::EbpfSpill => Some(Spilling::start(address, &what.bpffs)?),

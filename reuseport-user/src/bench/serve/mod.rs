@@ -68,7 +68,7 @@ impl ServeError {
     fn is_unavailable(&self) -> bool {
         match self {
             Self::Group(GroupError::Rung { why, .. }) => {
-                matches!(why, Why::NotPermitted(_) | Why::Unsupported(_))
+                matches!(why, Why::NotPermitted(_) | Why::Unsupported(_) | Why::Unfit(_))
             }
             Self::Group(GroupError::Steer(_)) => true,
             _ => false,

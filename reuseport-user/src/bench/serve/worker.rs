@@ -41,9 +41,7 @@ impl Source {
 /// A worker to start.
 #[derive(Debug)]
 pub(super) struct Spec {
-    /// The CPU whose connections it is to get.
-    pub(super) cpu: Cpu,
-    /// The CPU that it runs on: another one in the control.
+    /// In the control another CPU than its connections arrive on.
     pub(super) runs_on: Cpu,
     pub(super) source: Source,
     /// Whether others wait for the same source.
@@ -94,7 +92,7 @@ impl Handle {
             sched::sleep_exactly()?;
             let mut worker = Worker::new(spec, worker_shared, bell)?;
             // Only now: whoever waits for it finds a worker that serves.
-            drop(told.send(sched::thread_id()));
+            let _waited_for = told.send(sched::thread_id());
             worker.run()
         });
         let thread = thread.map_err(during("start a worker"))?;
