@@ -45,7 +45,12 @@ fn a_quick_run_is_what_its_schema_says_and_a_page() {
         let directory = tempfile::tempdir().expect("a directory");
         let output = directory.path().join("new");
         let outcome = bench(&[
-            "--topology", "t1", "--workload", "w1", "--json", "--output",
+            "--topology",
+            "t1",
+            "--workload",
+            "w1",
+            "--json",
+            "--output",
             output.to_str().expect("text"),
         ])
         .run()
@@ -90,9 +95,8 @@ fn assert_page(page: &str, mechanisms: &[&str]) {
 #[test]
 fn topologies_are_what_they_claim() {
     let before = Baseline::take();
-    let outcome = bench(&[
-        "--topology", "t1,t2,t3,t4,t5", "--mechanism", "ebpf,incoming-cpu", "--json",
-    ]);
+    let outcome =
+        bench(&["--topology", "t1,t2,t3,t4,t5", "--mechanism", "ebpf,incoming-cpu", "--json"]);
     let record = outcome.run().ok().json();
     let cells = record["cells"].as_array().expect("cells");
     assert_eq!(cells.len(), 5);
@@ -123,12 +127,10 @@ fn an_interrupted_run_leaves_nothing_and_goes_on() {
         command.stdin(Stdio::null()).stdout(Stdio::null());
         command.stderr(log.reopen().expect("the log"));
         let mut child = Reaped(command.spawn().expect("start the bench"));
-        let saved = || -> Option<Value> {
-            serde_json::from_str(&fs::read_to_string(&file).ok()?).ok()
-        };
-        let repeated = |record: &Value| {
-            record["cells"][0]["background"].as_array().map_or(0, Vec::len)
-        };
+        let saved =
+            || -> Option<Value> { serde_json::from_str(&fs::read_to_string(&file).ok()?).ok() };
+        let repeated =
+            |record: &Value| record["cells"][0]["background"].as_array().map_or(0, Vec::len);
         let limit = Duration::from_mins(1);
         assert!(eventually(limit, || saved().is_some_and(|it| repeated(&it) == 1)));
         child.signal(SIGINT);

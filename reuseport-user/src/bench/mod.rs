@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+pub mod costs;
 mod generate;
 pub mod host;
 mod interrupt;
@@ -99,6 +100,9 @@ pub enum BenchError {
     /// A server of another version, or none at all.
     #[error("the server answered `{0}`, which is not what was asked")]
     ServerSpeech(String),
+    /// A group to measure selections in could not be opened.
+    #[error(transparent)]
+    Group(#[from] crate::group::GroupError),
     /// The load could not be made.
     #[error(transparent)]
     Load(#[from] LoadError),
@@ -155,6 +159,7 @@ pub fn begin(options: &BenchOptions) -> Result<Record, BenchError> {
         environment: host::Environment::read(&cpus),
         settings,
         cells: Vec::new(),
+        costs: None,
     })
 }
 
@@ -172,6 +177,7 @@ impl Default for BenchOptions {
             rate: None,
             seed: None,
             quick: false,
+            costs: false,
             bpffs: PathBuf::from(crate::bpf::pins::BPFFS),
             progress: true,
             server: ServerCommand::default(),

@@ -11,6 +11,7 @@ use std::path::Path;
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
+use super::costs::Costs;
 use super::host::Environment;
 use super::judge::Verdict;
 use super::mechanism::Mechanism;
@@ -40,6 +41,9 @@ pub struct Record {
     pub settings: Settings,
     /// What was measured, by topology, workload and rate.
     pub cells: Vec<Cell>,
+    /// What steering costs by itself, where asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub costs: Option<Costs>,
 }
 
 /// What is measured, and how.
@@ -67,6 +71,8 @@ pub struct Settings {
     pub seed: u64,
     /// Gates and signs only; no ratio is to be quoted.
     pub quick: bool,
+    /// Whether costs are measured, too.
+    pub costs: bool,
     /// CPUs with a worker.
     pub cpus: Vec<Cpu>,
 }

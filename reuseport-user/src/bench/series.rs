@@ -7,13 +7,13 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use super::generate::schedule::derive;
 use super::interrupt::Interrupt;
-use super::judge;
 use super::mechanism::Mechanism;
 use super::record::{Cell, Record, Settings};
 use super::run::Stage;
 use super::topology::{Scene, Topology};
 use super::workload::{Pace, Workload};
 use super::{BenchError, BenchOptions};
+use super::{costs, judge};
 use crate::measure::{Rng, Ticks};
 use crate::sys::clock;
 
@@ -70,6 +70,12 @@ impl<'a> Series<'a> {
                 self.repeat(record, number, &scene, repetition)?;
                 save(record)?;
             }
+        }
+        if record.settings.costs && record.costs.is_none() {
+            self.progress.set_message("costs");
+            let costs = costs::measure(&record.settings, self.options, self.interrupt)?;
+            record.costs = Some(costs);
+            save(record)?;
         }
         self.progress.finish_and_clear();
         Ok(())

@@ -33,6 +33,8 @@ pub struct BenchOptions {
     pub seed: Option<u64>,
     /// Gates and signs only.
     pub quick: bool,
+    /// Measure also what steering costs by itself.
+    pub costs: bool,
     /// Where bpffs is mounted.
     pub bpffs: PathBuf,
     /// Show a progress bar if standard error is a terminal.
@@ -117,6 +119,7 @@ impl BenchOptions {
             // A JSON reader that knows only floats keeps it whole.
             seed: self.seed.unwrap_or_else(draw_seed),
             quick: self.quick,
+            costs: self.costs,
             cpus: cpus.iter().take(super::generate::MOST).collect(),
         })
     }

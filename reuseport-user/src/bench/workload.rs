@@ -164,6 +164,9 @@ impl Workload {
             (Self::W7, Mechanism::Single | Mechanism::Shared | Mechanism::HandOff) => {
                 Some("its one listener cannot be opened twice")
             }
+            (Self::W7, Mechanism::EbpfSpill) => {
+                Some("its agent lives in the server, and two cannot keep one group")
+            }
             _ => None,
         }
     }

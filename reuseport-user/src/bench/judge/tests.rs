@@ -17,6 +17,7 @@ fn settings() -> Settings {
         rate: None,
         seed: 1,
         quick: false,
+        costs: false,
         cpus: vec![0, 1],
     }
 }

@@ -3,6 +3,7 @@
 use askama::Template;
 
 use super::plots;
+use crate::bench::costs::{Costs, Selection};
 use crate::bench::judge::{Figures, Gate, Headline};
 use crate::bench::record::{Cell, Record, RecordError};
 use crate::bench::workload::Pace;
@@ -15,6 +16,15 @@ struct Page<'a> {
     record: &'a Record,
     mechanisms: String,
     cells: Vec<Part<'a>>,
+    costs: Option<Spent>,
+}
+
+/// What steering costs by itself.
+struct Spent {
+    plot: String,
+    rows: Vec<[String; 6]>,
+    attach: String,
+    detach: String,
 }
 
 /// One cell of it.
@@ -51,8 +61,31 @@ pub fn to_html(record: &Record) -> Result<String, RecordError> {
     let cells = record.cells.iter().filter(|cell| cell.verdict.is_some());
     let cells: Result<Vec<_>, _> = cells.map(|cell| part(record, cell)).collect();
     let names: Vec<_> = record.settings.mechanisms.iter().map(|it| it.name()).collect();
-    let page = Page { record, mechanisms: names.join(", "), cells: cells? };
+    let costs = record.costs.as_ref().map(spent).transpose()?;
+    let page = Page { record, mechanisms: names.join(", "), cells: cells?, costs };
     page.render().map_err(|error| RecordError::Draw(error.to_string()))
+}
+
+fn spent(costs: &Costs) -> Result<Spent, RecordError> {
+    let row = |it: &Selection| {
+        let ns = &it.nanoseconds;
+        [
+            plots::css_colour(it.mechanism),
+            it.mechanism.name().to_owned(),
+            it.sockets.to_string(),
+            format!("{:.0} [{:.0}, {:.0}]", ns.median(), ns.ci95.low, ns.ci95.high),
+            format!("{:.1}", it.setup_ms),
+            (it.memory_bytes / 1024).to_string(),
+        ]
+    };
+    let ms =
+        |it: &Estimate| format!("{:.1} [{:.1}, {:.1}]", it.median(), it.ci95.low, it.ci95.high);
+    Ok(Spent {
+        plot: plots::costs(costs)?,
+        rows: costs.selection.iter().map(row).collect(),
+        attach: ms(&costs.attach_ms),
+        detach: ms(&costs.detach_ms),
+    })
 }
 
 fn part<'a>(record: &Record, cell: &'a Cell) -> Result<Part<'a>, RecordError> {

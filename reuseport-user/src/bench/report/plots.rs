@@ -6,6 +6,7 @@ use std::error::Error;
 use plotters::coord::Shift;
 use plotters::prelude::*;
 
+use crate::bench::costs::Costs;
 use crate::bench::judge::{Headline, Verdict};
 use crate::bench::mechanism::Mechanism;
 use crate::bench::record::{Cell, RecordError, Sample};
@@ -54,6 +55,19 @@ fn draw(size: (u32, u32), plot: impl FnOnce(&Area<'_>) -> Drawn) -> Result<Strin
     drawn.map_err(|error| RecordError::Draw(error.to_string()))?;
     // In a page it needs none, and the page then names no address at all.
     Ok(svg.replace(" xmlns=\"http://www.w3.org/2000/svg\"", ""))
+}
+
+/// Nanoseconds of a selection beyond the hash's, against the sockets in the group.
+pub(super) fn costs(costs: &Costs) -> Result<String, RecordError> {
+    let line = |mechanism| {
+        let its = costs.selection.iter().filter(|it| it.mechanism == mechanism);
+        let points = its.map(|it| ((it.sockets as f64).log2(), it.nanoseconds.median().max(1.0)));
+        let points: Vec<_> = points.collect();
+        (!points.is_empty()).then_some(Line { mechanism, points })
+    };
+    let lines: Vec<Line> = Mechanism::ALL.into_iter().filter_map(line).collect();
+    let sockets = |log: &f64| format!("{:.0}", log.exp2());
+    lines_plot(&lines, "sockets in the group", "ns more than the hash", &sockets)
 }
 
 /// One line of a plot.

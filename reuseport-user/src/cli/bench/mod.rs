@@ -76,6 +76,9 @@ pub(super) struct Args {
     /// Check gates and signs only, in short; quote no figure of it
     #[arg(long)]
     quick: bool,
+    /// Measure also what a selection costs in groups of up to 4096 sockets, memory, attach and detach
+    #[arg(long)]
+    costs: bool,
     /// Directory for bench.json (saved after every repetition), bench.csv and bench.html
     #[arg(long, value_name = "DIR")]
     output: Option<PathBuf>,
@@ -84,7 +87,7 @@ pub(super) struct Args {
         long,
         value_name = "FILE",
         conflicts_with_all = ["topology", "workload", "mechanism", "repetitions", "seconds", "load",
-                              "rate", "seed", "quick", "output", "connections"]
+                              "rate", "seed", "quick", "costs", "output", "connections"]
     )]
     resume: Option<PathBuf>,
     #[command(flatten)]
@@ -164,6 +167,7 @@ impl Args {
             rate: self.rate,
             seed: self.seed,
             quick: self.quick,
+            costs: self.costs,
             bpffs: self.common.settings().bpffs,
             progress: std::io::stderr().is_terminal(),
             ..BenchOptions::default()

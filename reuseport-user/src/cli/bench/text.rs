@@ -5,6 +5,7 @@ use std::path::Path;
 
 use super::super::output::{BOLD, table};
 use crate::bench::Record;
+use crate::bench::costs::{Costs, Selection};
 use crate::bench::judge::{Figures, Headline, Verdict};
 use crate::bench::mechanism::Mechanism;
 use crate::bench::record::Cell;
@@ -27,6 +28,26 @@ pub(super) fn print_into(out: &mut impl Write, record: &Record) -> io::Result<()
         if let Some(verdict) = &cell.verdict {
             print_cell(out, cell, verdict)?;
         }
+    }
+    record.costs.as_ref().map_or(Ok(()), |costs| print_costs(out, costs))
+}
+
+fn print_costs(out: &mut impl Write, costs: &Costs) -> io::Result<()> {
+    writeln!(out, "\n{BOLD}costs{BOLD:#}  of a selection, beyond that by the kernel's hash")?;
+    let heads = ["SOCKETS", "MECHANISM", "NS [95 % CI]", "SET-UP ms", "MAPS KiB"];
+    let line = |it: &Selection| {
+        let ns = &it.nanoseconds;
+        vec![
+            it.sockets.to_string(),
+            it.mechanism.to_string(),
+            format!("{:.0} [{:.0}..{:.0}]", ns.median(), ns.ci95.low, ns.ci95.high),
+            format!("{:.1}", it.setup_ms),
+            (it.memory_bytes / 1024).to_string(),
+        ]
+    };
+    table(out, &heads, costs.selection.iter().map(line).collect())?;
+    for (verb, it) in [("attach", &costs.attach_ms), ("detach", &costs.detach_ms)] {
+        writeln!(out, "  {verb}: {:.1} ms [{:.1}..{:.1}]", it.median(), it.ci95.low, it.ci95.high)?;
     }
     Ok(())
 }

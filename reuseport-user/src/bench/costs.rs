@@ -1,0 +1,275 @@
+//! What steering costs by itself: a selection against the size of the group, memory, attaching.
+//!
+//! The kernel cannot test-run this kind of program, so packets it is: datagrams over loopback to
+//! sockets that nobody reads and whose buffers are full. Each ends in the same cheap drop, whoever
+//! chose the socket. Blocks of sends to groups under different mechanisms take turns, in random
+//! order; a mechanism's figure is what a datagram takes beyond one to a group under the kernel's
+//! hash, block by block.
+
+use std::fs;
+use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::time::Instant;
+
+use serde::{Deserialize, Serialize};
+
+use super::interrupt::Interrupt;
+use super::mechanism::Mechanism;
+use super::protocol::Command;
+use super::record::Settings as Wanted;
+use super::server::Server;
+use super::topology::{Scene, Topology};
+use super::{BenchError, BenchOptions};
+use crate::discover::{NetnsChoice, Target};
+use crate::group::{Group, GroupError, Worker, Workers};
+use crate::measure::{Estimate, Rng, differences, quantile};
+use crate::model::{Cpu, CpuSet};
+use crate::rungs::classic::{Program, Rows, Share};
+use crate::rungs::{Rung, Why};
+use crate::steer::{AttachOptions, Settings, SteerError, attach, detach};
+use crate::sys::{netns, sched};
+
+/// Flows, each with a hash of its own.
+const FLOWS: usize = 64;
+/// Datagrams on each flow until its socket is full.
+const FILL: usize = 320;
+/// Sends on every flow that one block is the median of.
+const SENDS: usize = 60;
+/// Sizes of the groups.
+const SIZES: [usize; 8] = [1, 2, 4, 16, 64, 256, 1024, 4096];
+/// What is compared with the hash.
+const MECHANISMS: [Mechanism; 4] =
+    [Mechanism::HashAgain, Mechanism::ClassicBpf, Mechanism::IncomingCpu, Mechanism::Ebpf];
+
+/// What steering costs.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Costs {
+    /// By size of the group and mechanism.
+    pub selection: Vec<Selection>,
+    /// `attach` of a running server with a worker per CPU, in milliseconds: from looking for its
+    /// listeners until they are steered.
+    pub attach_ms: Estimate,
+    /// `detach`, in milliseconds.
+    pub detach_ms: Estimate,
+}
+
+/// One mechanism in groups of one size.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct Selection {
+    /// Which.
+    pub mechanism: Mechanism,
+    /// Sockets in the group.
+    pub sockets: usize,
+    /// What a datagram takes longer than one under the kernel's hash.
+    pub nanoseconds: Estimate,
+    /// Opening the sockets and putting the mechanism in force, in milliseconds.
+    pub setup_ms: f64,
+    /// Memory of its BPF maps, in bytes.
+    pub memory_bytes: u64,
+}
+
+/// A group that is sent to, and takes nothing more.
+struct Sink {
+    mechanism: Mechanism,
+    setup_ms: f64,
+    memory_bytes: u64,
+    flows: Vec<UdpSocket>,
+    /// Kept open, and never read.
+    _workers: Vec<Worker>,
+    _group: Group,
+}
+
+/// Measures everything; takes some seconds for each size.
+pub(super) fn measure(
+    settings: &Wanted,
+    options: &BenchOptions,
+    interrupt: &Interrupt,
+) -> Result<Costs, BenchError> {
+    let scene = Scene::new(Topology::T1, &settings.cpus)?;
+    let mut rng = Rng::with_seed(settings.seed);
+    let selection = netns::inside(&scene.server, || selection(settings, interrupt, &mut rng));
+    let selection = selection.map_err(|error| BenchError::Topology(error.into()))??;
+    let (attach_ms, detach_ms) = attaching(settings, options, &scene, interrupt, &mut rng)?;
+    Ok(Costs { selection, attach_ms, detach_ms })
+}
+
+/// On one CPU.
+fn selection(
+    settings: &Wanted,
+    interrupt: &Interrupt,
+    rng: &mut Rng,
+) -> Result<Vec<Selection>, BenchError> {
+    sched::set_affinity(0, &CpuSet::from([settings.cpus[0]]))?;
+    let sizes = if settings.quick { &SIZES[..4] } else { &SIZES };
+    let mut selection = Vec::new();
+    for &sockets in sizes {
+        selection.extend(of_size(sockets, settings, interrupt, rng)?);
+    }
+    Ok(selection)
+}
+
+/// As the verbs of these names, on a server that runs and knows nothing of it.
+fn attaching(
+    settings: &Wanted,
+    options: &BenchOptions,
+    scene: &Scene,
+    interrupt: &Interrupt,
+    rng: &mut Rng,
+) -> Result<(Estimate, Estimate), BenchError> {
+    let listen = Command::Listen {
+        mechanism: Mechanism::Hash,
+        address: SocketAddr::new(scene.address, 0),
+        udp: false,
+        cpus: settings.cpus.clone(),
+        bpffs: options.bpffs.clone(),
+    };
+    let server = Server::start(&options.server, &scene.server, &listen)?;
+    let target = Target::tcp(server.address.port());
+    let target = Target { netns: NetnsChoice::Path(netns::OWN.into()), ..target };
+    let steering = Settings { bpffs: options.bpffs.clone(), ..Settings::default() };
+    let rounds = if settings.quick { 3 } else { 20 };
+    let (mut on, mut off) = (Vec::new(), Vec::new());
+    let work = || -> Result<(), SteerError> {
+        for _ in 0..rounds {
+            let began = Instant::now();
+            attach(&AttachOptions {
+                settings: steering.clone(),
+                ..AttachOptions::new(target.clone())
+            })?;
+            on.push(began.elapsed().as_secs_f64() * 1e3);
+            let began = Instant::now();
+            detach(&target, &steering)?;
+            off.push(began.elapsed().as_secs_f64() * 1e3);
+            if interrupt.check().is_err() {
+                break;
+            }
+        }
+        Ok(())
+    };
+    netns::inside(&scene.server, work)
+        .map_err(|error| BenchError::Topology(error.into()))?
+        .map_err(|error| BenchError::Unavailable(format!("attach and detach: {error}")))?;
+    interrupt.check()?;
+    Estimate::of(&on, rng).zip(Estimate::of(&off, rng)).ok_or_else(|| {
+        BenchError::Unavailable("attach and detach: there was no time to measure".to_owned())
+    })
+}
+
+fn of_size(
+    sockets: usize,
+    settings: &Wanted,
+    interrupt: &Interrupt,
+    rng: &mut Rng,
+) -> Result<Vec<Selection>, BenchError> {
+    let mut targets = Vec::new();
+    for mechanism in std::iter::once(Mechanism::Hash).chain(MECHANISMS) {
+        match Sink::new(mechanism, sockets, &settings.cpus) {
+            Ok(target) => targets.push(target),
+            // A group of one cannot be steered, and a machine may lack what it takes.
+            Err(_) if mechanism != Mechanism::Hash => {}
+            Err(error) => return Err(error.into()),
+        }
+    }
+    for target in &targets {
+        for _ in 0..FILL {
+            target.send();
+        }
+    }
+    let blocks = if settings.quick { 10 } else { 100 };
+    let mut times = vec![Vec::new(); targets.len()];
+    let mut order: Vec<usize> = (0..targets.len()).collect();
+    for _ in 0..blocks {
+        interrupt.check()?;
+        rng.shuffle(&mut order);
+        for &place in &order {
+            times[place].push(targets[place].time());
+        }
+    }
+    let hash = times[0].clone();
+    let found = targets.iter().zip(&times).skip(1).filter_map(|(target, times)| {
+        Some(Selection {
+            mechanism: target.mechanism,
+            sockets,
+            nanoseconds: Estimate::of(&differences(times, &hash), rng)?,
+            setup_ms: target.setup_ms,
+            memory_bytes: target.memory_bytes,
+        })
+    });
+    Ok(found.collect())
+}
+
+impl Sink {
+    /// Sockets of which one is for the CPU that sends.
+    fn new(mechanism: Mechanism, sockets: usize, cpus: &[Cpu]) -> Result<Self, GroupError> {
+        let workers = (0..sockets).map(|place| if place == 0 { cpus[0] } else { cpus[1] });
+        let rung = match mechanism {
+            Mechanism::IncomingCpu => Rung::IncomingCpu,
+            Mechanism::Ebpf => Rung::Ebpf,
+            _ => Rung::Hash,
+        };
+        let (began, before) = (Instant::now(), map_memory());
+        let mut group = Group::builder()
+            .udp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
+            .workers(Workers::On(workers.collect()))
+            .rung(rung)
+            .build()?;
+        let workers = group.take_workers();
+        if mechanism == Mechanism::ClassicBpf
+            && let Some(first) = workers.first().and_then(|worker| worker.sockets().next())
+        {
+            // A row for each of thousands of sockets would be too long a program.
+            let rows = Rows::from([(cpus[0], vec![Share { place: 0, part: 1 }])]);
+            let program = Program::new(&rows).map_err(|error| GroupError::Rung {
+                rung: Rung::ClassicBpf,
+                why: Why::Untried(error.to_string()),
+            })?;
+            program.attach(first)?;
+        }
+        let setup_ms = began.elapsed().as_secs_f64() * 1e3;
+        let address = group.addresses()[0];
+        let flow = || {
+            let call = "socket(SOCK_DGRAM)";
+            let flow = UdpSocket::bind((Ipv4Addr::LOCALHOST, 0));
+            let flow = flow.and_then(|flow| flow.connect(address).map(|()| flow));
+            flow.map_err(|source| crate::sys::SyscallError { call, source })
+        };
+        let flows = (0..FLOWS).map(|_| flow()).collect::<Result<_, _>>()?;
+        let memory_bytes = map_memory().saturating_sub(before);
+        let (_workers, _group) = (workers, group);
+        Ok(Self { mechanism, setup_ms, memory_bytes, flows, _workers, _group })
+    }
+
+    fn send(&self) {
+        for flow in &self.flows {
+            // A full buffer is no error of the sender's.
+            drop(flow.send(b"x"));
+        }
+    }
+
+    /// Nanoseconds per datagram: the median of some rounds, so that being preempted does not count.
+    fn time(&self) -> f64 {
+        let round = || {
+            let start = Instant::now();
+            self.send();
+            start.elapsed().as_nanos() as f64 / FLOWS as f64
+        };
+        let mut times: Vec<f64> = (0..SENDS).map(|_| round()).collect();
+        times.sort_unstable_by(f64::total_cmp);
+        quantile(&times, 0.5)
+    }
+}
+
+/// Memory of the BPF maps that this process has open, each counted once.
+fn map_memory() -> u64 {
+    let files = fs::read_dir("/proc/self/fdinfo").into_iter().flatten().flatten();
+    let mut maps = std::collections::BTreeMap::new();
+    for file in files {
+        let text = fs::read_to_string(file.path()).unwrap_or_default();
+        let field = |name: &str| -> Option<u64> {
+            text.lines().find_map(|line| line.strip_prefix(name)?.trim().parse().ok())
+        };
+        if let (Some(id), Some(bytes)) = (field("map_id:"), field("memlock:")) {
+            maps.insert(id, bytes);
+        }
+    }
+    maps.values().sum()
+}
