@@ -29,9 +29,9 @@ pub enum Topology {
     T2,
     /// veth with a queue for each CPU, polled by a thread pinned there: as a NIC with RSS.
     T3,
-    /// veth with one queue and RPS to all CPUs.
+    /// veth with one queue, polled on the first CPU, and RPS to all.
     T4,
-    /// veth with one queue and no RPS: as virtio with a single queue.
+    /// veth with one queue, polled on the first CPU, and no RPS: as virtio with a single queue.
     T5,
 }
 
@@ -61,7 +61,7 @@ impl Topology {
         }
     }
 
-    const fn is_veth(self) -> bool {
+    pub(super) const fn is_veth(self) -> bool {
         matches!(self, Self::T3 | Self::T4 | Self::T5)
     }
 
@@ -177,10 +177,11 @@ impl Scene {
     fn connect(&mut self, cpus: &[Cpu]) -> Result<(), TopologyError> {
         // The kernel calls polling threads after the interface: a name that no other has.
         let (ours, theirs) = (format!("s{:x}", std::process::id()), "client0");
-        let queues = if self.topology == Topology::T3 { cpus.len() } else { 1 }.to_string();
+        let queues = if self.topology == Topology::T3 { cpus.len() } else { 1 };
+        let number = queues.to_string();
         let there = format!("/proc/{}/fd/{}", std::process::id(), self.clients.as_raw_fd());
         let (from, to) = (format!("{CLIENT}/24"), format!("{SERVER}/24"));
-        let many = ["numrxqueues", queues.as_str(), "numtxqueues", queues.as_str()];
+        let many = ["numrxqueues", number.as_str(), "numtxqueues", number.as_str()];
         let add = ["link", "add", &ours].into_iter().chain(many).chain(["type", "veth", "peer"]);
         ip(&self.server, add.chain(["name", theirs, "netns", &there]).chain(many))?;
         ip(&self.server, ["address", "add", &to, "dev", &ours])?;
@@ -190,18 +191,13 @@ impl Scene {
         tool(&self.server, "ethtool", ["-K", &ours, "gro", "on"])?;
         ip(&self.server, ["link", "set", &ours, "up"])?;
         ip(&self.clients, ["link", "set", theirs, "up"])?;
-        match self.topology {
-            Topology::T3 => {
-                self.write(&format!("/sys/class/net/{ours}/threaded"), "1")?;
-                self.pin_napi(&ours, cpus)?;
-            }
-            Topology::T4 => {
-                let mask = hex_mask(&cpus.iter().copied().collect());
-                self.write(&format!("/sys/class/net/{ours}/queues/rx-0/rps_cpus"), &mask)?;
-            }
-            _ => {}
+        if self.topology == Topology::T4 {
+            let mask = hex_mask(&cpus.iter().copied().collect());
+            self.write(&format!("/sys/class/net/{ours}/queues/rx-0/rps_cpus"), &mask)?;
         }
-        Ok(())
+        // Without a thread, whichever CPU sends last polls the queue, a server's included.
+        self.write(&format!("/sys/class/net/{ours}/threaded"), "1")?;
+        self.pin_napi(&ours, &cpus[..queues])
     }
 
     fn write(&self, path: &str, value: &str) -> Result<(), TopologyError> {

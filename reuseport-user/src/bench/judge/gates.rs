@@ -89,7 +89,7 @@ fn arrival(gates: &mut Gates, cell: &Cell, settings: &Settings) {
         let found = format!("{:.1} % on the CPU with the most", most * 100.0);
         gates.firm("packets arrive on one CPU", most >= 0.98, found);
     }
-    if cell.topology == Topology::T3 {
+    if cell.topology.is_veth() {
         let napi = cell.samples.iter().map(|it| it.napi_seconds).fold(f64::INFINITY, f64::min);
         gates.firm("NAPI threads poll the queues", napi > 0.0, format!("they ran {napi:.3} s"));
     }

@@ -12,12 +12,12 @@ use crate::bench::mechanism::Mechanism;
 use crate::bench::record::{Cell, RecordError, Sample};
 use crate::measure::{Estimate, quantile};
 
-/// Pixels, which the page scales to its width.
-const WIDTH: u32 = 640;
-const HEIGHT: u32 = 400;
+/// Pixels, which the page scales to its width: about a phone's, so that text is as large as meant.
+const WIDTH: u32 = 420;
+const HEIGHT: u32 = 320;
 /// Of a row of the plots that have one for each mechanism.
-const ROW: u32 = 40;
-const FONT: (&str, i32) = ("sans-serif", 15);
+const ROW: u32 = 42;
+const FONT: (&str, i32) = ("sans-serif", 14);
 
 /// Told apart also by those who see red and green alike; in order of [`Mechanism::ALL`].
 const COLOURS: [RGBColor; 10] = [
@@ -137,9 +137,9 @@ fn lines_plot(
     }
     draw((WIDTH, HEIGHT), |area| {
         let mut chart = ChartBuilder::on(area)
-            .margin(10)
+            .margin(14)
             .x_label_area_size(42)
-            .y_label_area_size(64)
+            .y_label_area_size(62)
             .build_cartesian_2d(0.0..end, (low * 0.8..high * 1.25).log_scale())?;
         chart
             .configure_mesh()
@@ -240,7 +240,7 @@ fn by_mechanism<T>(
     let count = rows.len() as f64;
     draw((WIDTH, rows.len() as u32 * ROW + 40), |area| {
         let mut chart = ChartBuilder::on(area)
-            .margin(8)
+            .margin(14)
             .x_label_area_size(24)
             .build_cartesian_2d(low..high, 0.0..count)?;
         chart
