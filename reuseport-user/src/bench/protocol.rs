@@ -82,7 +82,7 @@ pub(super) enum Reply {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(super) struct Tally {
     pub(super) cpu: Cpu,
-    /// Connections (UDP: datagrams) by the CPU that received them.
+    /// Connections by the CPU that received them; of datagrams it is not known.
     pub(super) received: std::collections::BTreeMap<Cpu, u64>,
     /// From when a connection was due until it was accepted, in nanoseconds, by count.
     pub(super) accept: Vec<(u64, u64)>,

@@ -117,7 +117,8 @@ pub struct Sample {
     pub curve: Vec<(f64, f64)>,
     /// From when a connection was due until the worker had it, warm-up left out.
     pub accept: Quantiles,
-    /// Connections by the CPU that received them and the worker's CPU.
+    /// Connections by the CPU that received them and the worker's CPU. Of datagrams the kernel tells
+    /// no CPU, as their sockets are not connected.
     pub flows: Vec<Flow>,
     /// Microseconds of CPU time per request: clients, server and polling threads.
     pub cpu_us: Option<f64>,
@@ -191,10 +192,13 @@ impl Sample {
         self.flows.iter().map(|flow| flow.count).sum()
     }
 
-    /// Part of the connections that were served on another CPU than they arrived on.
-    pub fn remote(&self) -> f64 {
+    /// Part of the connections that were served on another CPU than they arrived on; `None` where
+    /// that is not known.
+    pub fn remote(&self) -> Option<f64> {
         let remote = self.flows.iter().filter(|flow| flow.received != flow.served);
-        remote.map(|flow| flow.count).sum::<u64>() as f64 / self.connections().max(1) as f64
+        let remote = remote.map(|flow| flow.count).sum::<u64>();
+        let all = self.connections();
+        (all > 0).then(|| remote as f64 / all as f64)
     }
 
     /// Part of the connections that `of` gives this CPU.

@@ -14,7 +14,7 @@ use crate::sys::epoll::Epoll;
 use crate::sys::{SyscallError, clock};
 
 /// When a datagram counts as lost.
-const LOST: Duration = Duration::from_millis(200);
+const LOST: Duration = Duration::from_secs(1);
 const NAP: Duration = Duration::from_millis(20);
 
 /// One flow: its source port is its own, and so is its hash.

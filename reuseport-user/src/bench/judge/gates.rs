@@ -101,8 +101,9 @@ fn locality(gates: &mut Gates, cell: &Cell, settings: &Settings) {
         return;
     }
     for mechanism in Mechanism::ALL {
-        let remote =
-            |worst: fn(f64, f64) -> f64| of(cell, mechanism).map(Sample::remote).reduce(worst);
+        let remote = |worst: fn(f64, f64) -> f64| {
+            of(cell, mechanism).filter_map(Sample::remote).reduce(worst)
+        };
         if mechanism.is_local()
             && let Some(most) = remote(f64::max)
         {
@@ -122,7 +123,8 @@ fn locality(gates: &mut Gates, cell: &Cell, settings: &Settings) {
     }
     // Chance: so many connections, each remote by the number of CPUs.
     let connections: u64 = of(cell, Mechanism::Hash).map(Sample::connections).sum();
-    let remote = of(cell, Mechanism::Hash).map(|it| it.remote() * it.connections() as f64);
+    let remote =
+        of(cell, Mechanism::Hash).filter_map(|it| Some(it.remote()? * it.connections() as f64));
     let remote = remote.sum::<f64>() / connections.max(1) as f64;
     let cpus = settings.cpus.len() as f64;
     let expected = (cpus - 1.0) / cpus;

@@ -38,10 +38,11 @@ pub struct Figures {
     pub p99_us: Spread,
     /// 99th percentile of accept latency in microseconds.
     pub accept_p99_us: Spread,
-    /// Part of the connections that were served on another CPU than they arrived on.
-    pub remote: Spread,
+    /// Part of the connections that were served on another CPU than they arrived on; `None` where that
+    /// is not known.
+    pub remote: Option<Spread>,
     /// The busiest worker's connections, over the mean of all workers.
-    pub imbalance: Spread,
+    pub imbalance: Option<Spread>,
     /// Microseconds of CPU time per request.
     pub cpu_us: Option<Spread>,
     /// Requests that took longer than 100 ms, or were never answered.
@@ -150,6 +151,9 @@ fn figures(cell: &Cell, mechanism: Mechanism, rng: &mut Rng) -> Option<Figures> 
     let spread = |figure: &dyn Fn(&Sample) -> f64| {
         Spread::of(&samples.iter().map(|sample| figure(sample)).collect::<Vec<_>>())
     };
+    let known = |figure: &dyn Fn(&Sample) -> Option<f64>| {
+        Spread::of(&samples.iter().filter_map(|sample| figure(sample)).collect::<Vec<_>>())
+    };
     let mut ratio = |figure: &dyn Fn(&Sample) -> f64| {
         let pairs = pairs(cell, mechanism, figure);
         if pairs.is_empty() { None } else { Estimate::of(&pairs, rng) }
@@ -162,16 +166,15 @@ fn figures(cell: &Cell, mechanism: Mechanism, rng: &mut Rng) -> Option<Figures> 
         cpu: ratio(&|it| it.cpu_us.unwrap_or(0.0)),
         stuck: ratio(&|it| it.stuck as f64),
     };
-    let cpus: Vec<f64> = samples.iter().filter_map(|sample| sample.cpu_us).collect();
     Some(Figures {
         mechanism,
         rate: spread(&|it| it.rate)?,
         p50_us: spread(&|it| it.latency.p50)?,
         p99_us: spread(&|it| it.latency.p99)?,
         accept_p99_us: spread(&|it| it.accept.p99)?,
-        remote: spread(&Sample::remote)?,
-        imbalance: spread(&imbalance)?,
-        cpu_us: Spread::of(&cpus),
+        remote: known(&Sample::remote),
+        imbalance: known(&imbalance),
+        cpu_us: known(&|it| it.cpu_us),
         stuck: spread(&|it| it.stuck as f64)?,
         failed: samples.iter().map(|sample| sample.failed()).sum(),
         ratios,
@@ -195,10 +198,10 @@ fn pairs(cell: &Cell, mechanism: Mechanism, figure: &dyn Fn(&Sample) -> f64) -> 
         .collect()
 }
 
-fn imbalance(sample: &Sample) -> f64 {
+fn imbalance(sample: &Sample) -> Option<f64> {
     let mut workers: Vec<_> = sample.flows.iter().map(|flow| flow.served).collect();
     workers.sort_unstable();
     workers.dedup();
     let busiest = workers.iter().map(|&cpu| sample.share(|flow| flow.served, cpu));
-    busiest.fold(0.0, f64::max) * workers.len() as f64
+    busiest.reduce(f64::max).map(|share| share * workers.len() as f64)
 }

@@ -65,8 +65,9 @@ fn fields(sample: &Sample) -> Vec<String> {
     let numbers = [sample.rate, latency.p50, latency.p90, latency.p99, latency.p999, latency.max];
     fields.extend(numbers.map(|it| it.to_string()));
     fields.extend([accept.p50, accept.p99].map(|it| it.to_string()));
-    fields.extend([sample.connections().to_string(), sample.remote().to_string()]);
-    fields.push(sample.cpu_us.map(|it| it.to_string()).unwrap_or_default());
+    fields.push(sample.connections().to_string());
+    let known = [sample.remote(), sample.cpu_us];
+    fields.extend(known.map(|it| it.map(|it| it.to_string()).unwrap_or_default()));
     fields.push(sample.napi_seconds.to_string());
     fields.extend([sample.failed(), sample.stuck].map(|it| it.to_string()));
     fields.push(sample.steal.to_string());

@@ -130,7 +130,9 @@ fn row(headline: Headline, figures: &Figures) -> Row {
         p50: format!("{:.0}", figures.p50_us.median),
         p99: format!("{:.0}", figures.p99_us.median),
         accept: format!("{:.0}", figures.accept_p99_us.median),
-        remote: format!("{:.1}", figures.remote.median * 100.0),
+        remote: figures
+            .remote
+            .map_or_else(|| "–".to_owned(), |it| format!("{:.1}", it.median * 100.0)),
         cpu: figures.cpu_us.map_or_else(|| "–".to_owned(), |it| format!("{:.1}", it.median)),
         stuck: format!("{:.0}", figures.stuck.median),
     }

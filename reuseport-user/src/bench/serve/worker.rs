@@ -299,7 +299,6 @@ impl Worker {
             Err(error) if is_over(&error) => return Ok(()),
             Err(error) => return Err(during("receive a datagram")(error)),
         };
-        self.count(socket.as_fd())?;
         let request = Request::decode(&bytes);
         self.shared.note(clock::monotonic(), request.due);
         work(request.work);

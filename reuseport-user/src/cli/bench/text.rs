@@ -100,7 +100,7 @@ fn line(headline: Headline, figures: &Figures) -> Vec<String> {
         format!("{:.0}", figures.p50_us.median),
         format!("{:.0}", figures.p99_us.median),
         format!("{:.0}", figures.accept_p99_us.median),
-        format!("{:.1} %", figures.remote.median * 100.0),
+        figures.remote.map_or_else(|| "-".to_owned(), |it| format!("{:.1} %", it.median * 100.0)),
         figures.cpu_us.map_or_else(|| "-".to_owned(), |cpu| format!("{:.1}", cpu.median)),
         format!("{:.0}", figures.stuck.median),
     ]
