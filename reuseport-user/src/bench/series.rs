@@ -194,11 +194,13 @@ fn wanted(settings: &Settings) -> Vec<(Topology, Workload, Option<f64>)> {
     let mut cells = Vec::new();
     for &topology in &settings.topologies {
         for &workload in settings.workloads.iter().filter(|it| it.fits(topology)) {
-            match workload.is_open() {
-                false => cells.push((topology, workload, None)),
-                true if settings.rate.is_some() => cells.push((topology, workload, Some(1.0))),
-                true => cells
-                    .extend(settings.loads.iter().map(|&load| (topology, workload, Some(load)))),
+            if !workload.is_open() {
+                cells.push((topology, workload, None));
+            } else if settings.rate.is_some() {
+                cells.push((topology, workload, Some(1.0)));
+            } else {
+                let loads = settings.loads.iter();
+                cells.extend(loads.map(|&load| (topology, workload, Some(load))));
             }
         }
     }

@@ -93,7 +93,10 @@ impl FromStr for Topology {
 /// Why there is no such topology here.
 #[derive(Debug, thiserror::Error)]
 pub enum TopologyError {
-    /// No namespace.
+    /// No namespace can be made.
+    #[error("a network namespace cannot be made: CAP_SYS_ADMIN is missing; run it as root")]
+    NotPermitted,
+    /// A namespace cannot be entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),
     /// A program that sets interfaces up is not there.
@@ -155,7 +158,7 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 impl Scene {
     /// Sets it up.
     pub(super) fn new(topology: Topology, cpus: &[Cpu]) -> Result<Self, TopologyError> {
-        let server = netns::fresh()?;
+        let server = fresh()?;
         up(&server)?;
         if !topology.is_veth() {
             let clients = server.try_clone().map_err(|source| crate::sys::SyscallError {
@@ -165,7 +168,7 @@ impl Scene {
             let (address, napi) = (Ipv4Addr::LOCALHOST.into(), Vec::new());
             return Ok(Self { topology, server, clients, address, napi });
         }
-        let clients = netns::fresh()?;
+        let clients = fresh()?;
         up(&clients)?;
         let mut scene =
             Self { topology, server, clients, address: SERVER.into(), napi: Vec::new() };
@@ -226,6 +229,13 @@ impl Scene {
         self.napi = threads;
         Ok(())
     }
+}
+
+fn fresh() -> Result<File, TopologyError> {
+    netns::fresh().map_err(|error| match error {
+        NetnsError::NotPermitted(_) => TopologyError::NotPermitted,
+        error => error.into(),
+    })
 }
 
 /// Loopback, and ports enough.

@@ -4,7 +4,8 @@ use std::io;
 
 use super::agent::ConfigError;
 use super::top::TopError;
-use crate::bench::{BenchError, RecordError, topology};
+use crate::bench::topology::TopologyError;
+use crate::bench::{BenchError, RecordError};
 use crate::bpf::BpfError;
 use crate::bpf::pins::PinsError;
 use crate::demo::DemoError;
@@ -108,9 +109,9 @@ fn launch(error: &LaunchError) -> u8 {
 fn bench(error: &BenchError) -> u8 {
     match error {
         BenchError::Options(_) => USAGE,
-        BenchError::Topology(topology::TopologyError::Netns(NetnsError::NotPermitted(_))) => {
-            NOT_PERMITTED
-        }
+        BenchError::Topology(
+            TopologyError::NotPermitted | TopologyError::Netns(NetnsError::NotPermitted(_)),
+        ) => NOT_PERMITTED,
         BenchError::Record(error) => record(error),
         BenchError::TooFewCpus(_)
         | BenchError::Topology(_)

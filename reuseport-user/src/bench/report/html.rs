@@ -25,6 +25,7 @@ struct Spent {
     rows: Vec<[String; 6]>,
     attach: String,
     detach: String,
+    heal: String,
 }
 
 /// One cell of it.
@@ -85,6 +86,7 @@ fn spent(costs: &Costs) -> Result<Spent, RecordError> {
         rows: costs.selection.iter().map(row).collect(),
         attach: ms(&costs.attach_ms),
         detach: ms(&costs.detach_ms),
+        heal: costs.heal_ms.as_ref().map_or_else(|| "–".to_owned(), ms),
     })
 }
 
@@ -107,9 +109,9 @@ fn part<'a>(record: &Record, cell: &'a Cell) -> Result<Part<'a>, RecordError> {
         ratios: plots::ratios(headline, verdict)?,
         latencies: plots::latencies(cell)?,
         locality: plots::locality(cell, &record.settings.cpus)?,
-        over_time: match cell.workload.event().is_some() {
-            true => plots::over_time(cell)?,
-            false => String::new(),
+        over_time: match cell.workload.event() {
+            Some(_) => plots::over_time(cell)?,
+            None => String::new(),
         },
     })
 }

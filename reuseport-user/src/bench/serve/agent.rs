@@ -1,4 +1,4 @@
-//! The agent, in the server's own process: what spills from workers that hang or are overloaded.
+//! The agent, in a thread: what spills from workers that hang or are overloaded.
 
 use std::net::SocketAddr;
 use std::path::Path;
@@ -19,7 +19,7 @@ use crate::sys::netns;
 const PATIENCE: Duration = Duration::from_secs(20);
 
 /// An agent at work.
-pub(super) struct Spilling {
+pub(in crate::bench) struct Spilling {
     stop: Arc<AtomicBool>,
     shared: Arc<Shared>,
     thread: Option<JoinHandle<Result<(), SteerError>>>,
@@ -27,7 +27,7 @@ pub(super) struct Spilling {
 
 impl Spilling {
     /// Returns when it keeps the group.
-    pub(super) fn start(address: SocketAddr, bpffs: &Path) -> Result<Self, ServeError> {
+    pub(in crate::bench) fn start(address: SocketAddr, bpffs: &Path) -> Result<Self, ServeError> {
         let target = Target {
             addrs: vec![address.ip()],
             netns: NetnsChoice::Path(netns::OWN.into()),
@@ -62,6 +62,13 @@ impl Spilling {
         }
     }
 
+    /// How often it has noticed that listeners came or went, and what that took together until they
+    /// were steered.
+    pub(in crate::bench) fn heals(&self) -> (u64, Duration) {
+        let state = self.shared.state();
+        state.groups.first().map_or((0, Duration::ZERO), |it| (it.latency.count, it.latency.sum))
+    }
+
     pub(super) fn check(&mut self) -> Result<(), ServeError> {
         match &self.thread {
             Some(thread) if thread.is_finished() => {
@@ -72,7 +79,7 @@ impl Spilling {
         }
     }
 
-    pub(super) fn stop(mut self) -> Result<(), ServeError> {
+    pub(in crate::bench) fn stop(mut self) -> Result<(), ServeError> {
         self.stop.store(true, Ordering::Relaxed);
         self.shared.waker.wake();
         self.end()

@@ -18,6 +18,7 @@ mod agent;
 mod listen;
 mod worker;
 
+pub(super) use agent::Spilling;
 use listen::Served;
 
 /// Why the server ended early.

@@ -4,7 +4,7 @@ use std::fs;
 use std::io::IsTerminal as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use super::args::CommonArgs;
 use super::output::to_json;
@@ -121,14 +121,12 @@ pub(super) fn run(args: &Args) -> Result<()> {
             None => Ok(()),
         }
     };
-    let done = bench::run(&options, record, &mut save).with_context(|| match &directory {
-        Some((_, path)) => format!("not finished; go on with `--resume {}`", path.display()),
-        None => "not finished".to_owned(),
-    });
-    // The advice is for what can be resumed.
-    let record = match done {
-        Err(error) if directory.is_none() => return Err(error.downcast::<BenchError>()?.into()),
-        done => done?,
+    let record = match (bench::run(&options, record, &mut save), &directory) {
+        (Err(error), Some((_, path))) if path.exists() => {
+            let advice = format!("not finished; go on with `--resume {}`", path.display());
+            return Err(anyhow::Error::new(error).context(advice));
+        }
+        (done, _) => done?,
     };
     if let Some((directory, _)) = &directory {
         fs::write(directory.join("bench.csv"), report::to_csv(&record)?)?;

@@ -46,7 +46,12 @@ fn print_costs(out: &mut impl Write, costs: &Costs) -> io::Result<()> {
         ]
     };
     table(out, &heads, costs.selection.iter().map(line).collect())?;
-    for (verb, it) in [("attach", &costs.attach_ms), ("detach", &costs.detach_ms)] {
+    let times = [
+        ("attach", Some(costs.attach_ms)),
+        ("detach", Some(costs.detach_ms)),
+        ("heal", costs.heal_ms),
+    ];
+    for (verb, it) in times.into_iter().filter_map(|(verb, it)| Some((verb, it?))) {
         writeln!(out, "  {verb}: {:.1} ms [{:.1}..{:.1}]", it.median(), it.ci95.low, it.ci95.high)?;
     }
     Ok(())

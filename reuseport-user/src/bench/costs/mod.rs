@@ -14,19 +14,19 @@ use serde::{Deserialize, Serialize};
 
 use super::interrupt::Interrupt;
 use super::mechanism::Mechanism;
-use super::protocol::Command;
-use super::record::Settings as Wanted;
-use super::server::Server;
+use super::record::Settings;
 use super::topology::{Scene, Topology};
 use super::{BenchError, BenchOptions};
-use crate::discover::{NetnsChoice, Target};
 use crate::group::{Group, GroupError, Worker, Workers};
 use crate::measure::{Estimate, Rng, differences, quantile};
 use crate::model::{Cpu, CpuSet};
 use crate::rungs::classic::{Program, Rows, Share};
 use crate::rungs::{Rung, Why};
-use crate::steer::{AttachOptions, Settings, SteerError, attach, detach};
 use crate::sys::{netns, sched};
+
+mod attaching;
+
+use attaching::Attaching;
 
 /// Flows, each with a hash of its own.
 const FLOWS: usize = 64;
@@ -50,6 +50,9 @@ pub struct Costs {
     pub attach_ms: Estimate,
     /// `detach`, in milliseconds.
     pub detach_ms: Estimate,
+    /// From listeners that came or went until the agent has steered those that are there, in
+    /// milliseconds; `None` where the kernel does not tell it of them.
+    pub heal_ms: Option<Estimate>,
 }
 
 /// One mechanism in groups of one size.
@@ -80,7 +83,7 @@ struct Sink {
 
 /// Measures everything; takes some seconds for each size.
 pub(super) fn measure(
-    settings: &Wanted,
+    settings: &Settings,
     options: &BenchOptions,
     interrupt: &Interrupt,
 ) -> Result<Costs, BenchError> {
@@ -88,13 +91,15 @@ pub(super) fn measure(
     let mut rng = Rng::with_seed(settings.seed);
     let selection = netns::inside(&scene.server, || selection(settings, interrupt, &mut rng));
     let selection = selection.map_err(|error| BenchError::Topology(error.into()))??;
-    let (attach_ms, detach_ms) = attaching(settings, options, &scene, interrupt, &mut rng)?;
-    Ok(Costs { selection, attach_ms, detach_ms })
+    let attaching = Attaching { settings, options, scene: &scene, interrupt };
+    let (attach_ms, detach_ms) = attaching.measure(&mut rng)?;
+    let heal_ms = attaching.healing(&mut rng)?;
+    Ok(Costs { selection, attach_ms, detach_ms, heal_ms })
 }
 
 /// On one CPU.
 fn selection(
-    settings: &Wanted,
+    settings: &Settings,
     interrupt: &Interrupt,
     rng: &mut Rng,
 ) -> Result<Vec<Selection>, BenchError> {
@@ -107,56 +112,9 @@ fn selection(
     Ok(selection)
 }
 
-/// As the verbs of these names, on a server that runs and knows nothing of it.
-fn attaching(
-    settings: &Wanted,
-    options: &BenchOptions,
-    scene: &Scene,
-    interrupt: &Interrupt,
-    rng: &mut Rng,
-) -> Result<(Estimate, Estimate), BenchError> {
-    let listen = Command::Listen {
-        mechanism: Mechanism::Hash,
-        address: SocketAddr::new(scene.address, 0),
-        udp: false,
-        cpus: settings.cpus.clone(),
-        bpffs: options.bpffs.clone(),
-    };
-    let server = Server::start(&options.server, &scene.server, &listen)?;
-    let target = Target::tcp(server.address.port());
-    let target = Target { netns: NetnsChoice::Path(netns::OWN.into()), ..target };
-    let steering = Settings { bpffs: options.bpffs.clone(), ..Settings::default() };
-    let rounds = if settings.quick { 3 } else { 20 };
-    let (mut on, mut off) = (Vec::new(), Vec::new());
-    let work = || -> Result<(), SteerError> {
-        for _ in 0..rounds {
-            let began = Instant::now();
-            attach(&AttachOptions {
-                settings: steering.clone(),
-                ..AttachOptions::new(target.clone())
-            })?;
-            on.push(began.elapsed().as_secs_f64() * 1e3);
-            let began = Instant::now();
-            detach(&target, &steering)?;
-            off.push(began.elapsed().as_secs_f64() * 1e3);
-            if interrupt.check().is_err() {
-                break;
-            }
-        }
-        Ok(())
-    };
-    netns::inside(&scene.server, work)
-        .map_err(|error| BenchError::Topology(error.into()))?
-        .map_err(|error| BenchError::Unavailable(format!("attach and detach: {error}")))?;
-    interrupt.check()?;
-    Estimate::of(&on, rng).zip(Estimate::of(&off, rng)).ok_or_else(|| {
-        BenchError::Unavailable("attach and detach: there was no time to measure".to_owned())
-    })
-}
-
 fn of_size(
     sockets: usize,
-    settings: &Wanted,
+    settings: &Settings,
     interrupt: &Interrupt,
     rng: &mut Rng,
 ) -> Result<Vec<Selection>, BenchError> {
