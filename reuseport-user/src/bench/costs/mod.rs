@@ -97,13 +97,12 @@ pub(super) fn measure(
     Ok(Costs { selection, attach_ms, detach_ms, heal_ms })
 }
 
-/// On one CPU.
+/// By size of the group.
 fn selection(
     settings: &Settings,
     interrupt: &Interrupt,
     rng: &mut Rng,
 ) -> Result<Vec<Selection>, BenchError> {
-    sched::set_affinity(0, &CpuSet::from([settings.cpus[0]]))?;
     let sizes = if settings.quick { &SIZES[..4] } else { &SIZES };
     let mut selection = Vec::new();
     for &sockets in sizes {
@@ -118,6 +117,8 @@ fn of_size(
     interrupt: &Interrupt,
     rng: &mut Rng,
 ) -> Result<Vec<Selection>, BenchError> {
+    // Listeners are for CPUs that this thread may run on, and it then sends on the first.
+    sched::set_affinity(0, &settings.cpus.iter().copied().collect())?;
     let mut targets = Vec::new();
     for mechanism in std::iter::once(Mechanism::Hash).chain(MECHANISMS) {
         match Sink::new(mechanism, sockets, &settings.cpus) {
@@ -127,6 +128,7 @@ fn of_size(
             Err(error) => return Err(error.into()),
         }
     }
+    sched::set_affinity(0, &CpuSet::from([settings.cpus[0]]))?;
     for target in &targets {
         for _ in 0..FILL {
             target.send();
