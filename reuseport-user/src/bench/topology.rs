@@ -10,6 +10,7 @@ use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd as _;
 use std::process::Command;
 use std::str::FromStr;
+use std::sync::atomic::{AtomicU8, Ordering};
 use std::time::Duration;
 
 use serde::{Deserialize, Serialize};
@@ -152,6 +153,9 @@ pub(super) struct Scene {
     pub(super) napi: Vec<Pid>,
 }
 
+/// How many there were in this process.
+static SCENES: AtomicU8 = AtomicU8::new(0);
+
 const SERVER: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 1);
 const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 
@@ -178,8 +182,10 @@ impl Scene {
 
     /// Two ends of a cable.
     fn connect(&mut self, cpus: &[Cpu]) -> Result<(), TopologyError> {
-        // The kernel calls polling threads after the interface: a name that no other has.
-        let (ours, theirs) = (format!("s{:x}", std::process::id()), "client0");
+        // The kernel calls polling threads after the interface: a name that no other has, not even the
+        // one before, which may take a moment to go.
+        let letter = char::from(b'a' + SCENES.fetch_add(1, Ordering::Relaxed) % 26);
+        let (ours, theirs) = (format!("s{:x}{letter}", std::process::id()), "client0");
         let queues = if self.topology == Topology::T3 { cpus.len() } else { 1 };
         let number = queues.to_string();
         let there = format!("/proc/{}/fd/{}", std::process::id(), self.clients.as_raw_fd());
