@@ -194,8 +194,7 @@ impl Sink {
         };
         let flows = (0..FLOWS).map(|_| flow()).collect::<Result<_, _>>()?;
         let memory_bytes = map_memory().saturating_sub(before);
-        let (_workers, _group) = (workers, group);
-        Ok(Self { mechanism, setup_ms, memory_bytes, flows, _workers, _group })
+        Ok(Self { mechanism, setup_ms, memory_bytes, flows, _workers: workers, _group: group })
     }
 
     fn send(&self) {

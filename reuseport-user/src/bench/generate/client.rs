@@ -143,13 +143,10 @@ impl Client<'_> {
         let left = self.job.plan.requests - 1;
         let connection =
             Connection { socket, due, left, request: Some(request), received: 0, answered: false };
-        let place = match self.free.pop() {
-            Some(place) => place,
-            None => {
-                self.connections.push(None);
-                self.connections.len() - 1
-            }
-        };
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.connections.push(None);
+            self.connections.len() - 1
+        });
         // Over loopback it is established already.
         self.epoll.add(connection.socket.as_fd(), EVENTS, place as u64)?;
         self.connections[place] = Some(connection);

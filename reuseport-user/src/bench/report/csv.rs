@@ -1,5 +1,6 @@
 //! Every run as a line, for spreadsheets and data frames.
 
+use super::super::judge::Verdict;
 use super::super::record::{Record, RecordError, Sample};
 use super::super::workload::Pace;
 
@@ -41,7 +42,7 @@ pub fn to_csv(record: &Record) -> Result<Vec<u8>, RecordError> {
             Pace::Open { rate } => rate.to_string(),
             Pace::Closed { .. } => String::new(),
         };
-        let conclusive = cell.verdict.as_ref().is_some_and(|it| it.is_conclusive());
+        let conclusive = cell.verdict.as_ref().is_some_and(Verdict::is_conclusive);
         for sample in &cell.samples {
             let background = cell.background.get(sample.repetition as usize);
             let mut line = vec![cell.topology.to_string(), cell.workload.to_string(), rate.clone()];

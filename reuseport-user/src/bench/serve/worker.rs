@@ -227,13 +227,10 @@ impl Worker {
         self.count(stream.as_fd())?;
         let accepted = Some(clock::monotonic());
         let connection = Connection { stream, accepted, request: [0; REQUEST], filled: 0 };
-        let place = match self.free.pop() {
-            Some(place) => place,
-            None => {
-                self.connections.push(None);
-                self.connections.len() - 1
-            }
-        };
+        let place = self.free.pop().unwrap_or_else(|| {
+            self.connections.push(None);
+            self.connections.len() - 1
+        });
         self.connections[place] = Some(connection);
         // The request is there already, more often than not.
         if self.proceed(place) {
