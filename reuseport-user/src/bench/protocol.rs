@@ -34,10 +34,13 @@ impl Request {
     }
 
     pub(super) fn decode(bytes: &[u8; REQUEST]) -> Self {
-        let [a, b, c, d, e, f, g, h, i, j, k, l, last, ..] = *bytes;
-        let due = Duration::from_nanos(u64::from_le_bytes([a, b, c, d, e, f, g, h]));
-        Self { due, work: u32::from_le_bytes([i, j, k, l]), last: last != 0 }
+        let due = Duration::from_nanos(u64::from_le_bytes(part(bytes, 0)));
+        Self { due, work: u32::from_le_bytes(part(bytes, 8)), last: bytes[12] != 0 }
     }
+}
+
+fn part<const N: usize>(bytes: &[u8; REQUEST], at: usize) -> [u8; N] {
+    std::array::from_fn(|index| bytes[at + index])
 }
 
 /// To the server process, one line each.

@@ -119,7 +119,8 @@ impl Stage<'_> {
         let napi = running(&self.scene.napi);
         match self.workload.event() {
             Some(Event::Stall(lasts)) => {
-                self.interrupt.sleep_until(window.begin + (self.duration - lasts) / 4)?;
+                self.interrupt
+                    .sleep_until(window.begin + self.duration.saturating_sub(lasts) / 4)?;
                 server.tell(&Command::Stall { worker: 0, lasts })?;
             }
             Some(Event::Replace) => {

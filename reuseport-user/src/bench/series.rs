@@ -1,6 +1,7 @@
 //! All runs of a bench: cell by cell, repetition by repetition, in random order.
 
 use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
 use std::time::Duration;
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
@@ -156,27 +157,27 @@ impl<'a> Series<'a> {
                 cell.workload,
                 repetition + 1
             ));
-            if let Some(why) = cell.workload.excludes(mechanism) {
-                cell.excluded.insert(mechanism, why.to_owned());
-            }
-            if !cell.excluded.contains_key(&mechanism) {
-                // The same requests at the same times for all of them.
-                match stage.run(mechanism, seed) {
-                    Ok(mut sample) => {
-                        (sample.repetition, sample.position) = (repetition, position);
-                        samples.push(sample);
-                    }
-                    Err(BenchError::Unavailable(why)) if !is_baseline(mechanism) => {
-                        cell.excluded.insert(mechanism, why);
-                    }
-                    Err(BenchError::Unavailable(why)) => {
-                        let (topology, workload) = (cell.topology, cell.workload);
-                        return Err(BenchError::NoBaseline { mechanism, topology, workload, why });
-                    }
-                    Err(error) => return Err(error),
-                }
-            }
             self.progress.inc(1);
+            let Entry::Vacant(excluded) = cell.excluded.entry(mechanism) else { continue };
+            if let Some(why) = cell.workload.excludes(mechanism) {
+                excluded.insert(why.to_owned());
+                continue;
+            }
+            // The same requests at the same times for all of them.
+            match stage.run(mechanism, seed) {
+                Ok(mut sample) => {
+                    (sample.repetition, sample.position) = (repetition, position);
+                    samples.push(sample);
+                }
+                Err(BenchError::Unavailable(why)) if !is_baseline(mechanism) => {
+                    excluded.insert(why);
+                }
+                Err(BenchError::Unavailable(why)) => {
+                    let (topology, workload) = (cell.topology, cell.workload);
+                    return Err(BenchError::NoBaseline { mechanism, topology, workload, why });
+                }
+                Err(error) => return Err(error),
+            }
         }
         cell.samples.extend(samples);
         cell.background.push(busy / 100.0);

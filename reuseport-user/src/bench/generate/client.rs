@@ -8,7 +8,7 @@ use socket2::{Domain, SockAddr, Socket, Type};
 
 use super::latency::Seen;
 use super::schedule::{Schedule, derive};
-use super::{GRACE, Job};
+use super::{GRACE, Job, pin};
 use crate::bench::protocol::{REPLY, Request};
 use crate::bench::workload::Pace;
 use crate::sys::epoll::Epoll;
@@ -95,7 +95,7 @@ impl Client<'_> {
                 return Ok(());
             }
             if skew.take_if(|middle| *middle <= now).is_some() {
-                self.job.pin(self.job.plan.clients[0])?;
+                pin(self.job.plan.clients[0])?;
             }
             let next = self.make_due(now)?;
             let pause = next.map_or(NAP, |next| next.saturating_sub(clock::monotonic()).min(NAP));

@@ -60,7 +60,7 @@ impl Window {
     }
 
     pub(super) fn middle(self) -> Duration {
-        self.begin + (self.end - self.begin) / 2
+        self.begin + self.end.saturating_sub(self.begin) / 2
     }
 }
 
@@ -151,17 +151,13 @@ struct Job<'a> {
 impl Job<'_> {
     fn run(&self) -> Result<Seen, LoadError> {
         let work = || {
-            self.pin(self.cpu)?;
+            pin(self.cpu)?;
             crate::sys::sched::sleep_exactly()?;
             let own = crate::sys::sched::thread_id();
             self.shared.tids.lock().unwrap_or_else(PoisonError::into_inner).push(own);
             if self.plan.udp { datagrams::run(self) } else { client::run(self) }
         };
         work().map_err(|source| LoadError::Client { cpu: self.cpu, source })
-    }
-
-    fn pin(&self, cpu: Cpu) -> Result<(), SyscallError> {
-        crate::sys::sched::set_affinity(0, &[cpu].into())
     }
 
     fn stops(&self) -> bool {
@@ -173,6 +169,11 @@ impl Job<'_> {
         let clients = self.plan.clients.len();
         all / clients + usize::from(self.place < all % clients)
     }
+}
+
+/// Keeps the calling thread on a CPU.
+fn pin(cpu: Cpu) -> Result<(), SyscallError> {
+    crate::sys::sched::set_affinity(0, &[cpu].into())
 }
 
 /// The window of a load that is started now.

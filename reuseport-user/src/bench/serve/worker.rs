@@ -199,7 +199,7 @@ impl Worker {
                         std::thread::sleep(Duration::from_nanos(stall));
                     }
                     SOURCE => self.take_one()?,
-                    token => self.serve(token as usize)?,
+                    token => self.serve(token as usize),
                 }
             }
         }
@@ -250,11 +250,10 @@ impl Worker {
         Ok(())
     }
 
-    fn serve(&mut self, place: usize) -> Result<(), ServeError> {
+    fn serve(&mut self, place: usize) {
         if !self.proceed(place) {
             self.close(place);
         }
-        Ok(())
     }
 
     fn close(&mut self, place: usize) {

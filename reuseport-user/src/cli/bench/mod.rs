@@ -101,16 +101,12 @@ struct Broken(Vec<String>);
 
 pub(super) fn run(args: &Args) -> Result<()> {
     let options = args.options();
-    let (record, directory) = match &args.resume {
-        Some(path) => {
-            let directory = path.parent().unwrap_or(Path::new("")).to_owned();
-            (Record::read(path)?, Some((directory, path.clone())))
-        }
-        None => {
-            let record = bench::begin(&options)?;
-            let output = args.output.clone();
-            (record, output.map(|it| (it.clone(), it.join("bench.json"))))
-        }
+    let (record, directory) = if let Some(path) = &args.resume {
+        let directory = path.parent().unwrap_or(Path::new("")).to_owned();
+        (Record::read(path)?, Some((directory, path.clone())))
+    } else {
+        let output = args.output.clone();
+        (bench::begin(&options)?, output.map(|it| (it.clone(), it.join("bench.json"))))
     };
     if let Some((directory, path)) = &directory {
         prepare(directory, path, args.resume.is_some())?;
