@@ -21,6 +21,8 @@ pub mod cli;
 #[cfg(feature = "cli")]
 pub mod demo;
 pub mod discover;
+#[cfg(feature = "cli")]
+pub mod experiment;
 pub mod group;
 #[cfg(feature = "cli")]
 pub mod launch;

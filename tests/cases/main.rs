@@ -7,6 +7,7 @@ mod containers;
 mod dashboard;
 mod deploy;
 mod drain;
+mod experiment;
 mod foreign;
 mod haproxy;
 mod harness;

@@ -11,6 +11,7 @@ use crate::bpf::pins::PinsError;
 use crate::demo::DemoError;
 use crate::discover::DiscoverError;
 use crate::discover::acquire::AcquireError;
+use crate::experiment::ExperimentError;
 use crate::launch::{LaunchError, Status};
 use crate::observe::http::{FetchError, ServeError};
 use crate::rungs::Why;
@@ -25,6 +26,7 @@ const NOT_PERMITTED: u8 = 5;
 const SYSTEM: u8 = 6;
 const CONFLICT: u8 = 7;
 const NOT_SERVING: u8 = 8;
+const NOT_MEASURED: u8 = 9;
 /// As `env`, `nohup` and shells have it.
 const NOT_EXECUTABLE: u8 = 126;
 const NO_PROGRAM: u8 = 127;
@@ -64,6 +66,9 @@ pub(super) fn code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<RecordError>() {
         return record(error);
     }
+    if let Some(error) = error.downcast_ref::<ExperimentError>() {
+        return experiment(error);
+    }
     match error.downcast_ref::<DemoError>() {
         Some(DemoError::SteeringOn { source, .. } | DemoError::SteeringOff { source, .. }) => {
             source.downcast_ref::<SteerError>().map_or(OTHER, steer)
@@ -71,6 +76,21 @@ pub(super) fn code(error: &anyhow::Error) -> u8 {
         Some(DemoError::Rounds(_) | DemoError::Duration(_) | DemoError::Connections(_)) => USAGE,
         Some(DemoError::TooFewCpus(_)) => SYSTEM,
         _ => OTHER,
+    }
+}
+
+fn experiment(error: &ExperimentError) -> u8 {
+    match error {
+        ExperimentError::Rounds(_) | ExperimentError::Modes | ExperimentError::NoMetric => USAGE,
+        ExperimentError::Steer { source, .. } => steer(source),
+        ExperimentError::Load(_)
+        | ExperimentError::Metric { .. }
+        | ExperimentError::NotReached { .. } => NOT_MEASURED,
+        ExperimentError::Signals(_) => SYSTEM,
+        ExperimentError::Interrupted(_) => OTHER,
+        ExperimentError::NotGivenBack { first, then } => {
+            first.as_ref().map_or_else(|| steer(then), |first| experiment(first))
+        }
     }
 }
 
@@ -150,7 +170,9 @@ fn steer(error: &SteerError) -> u8 {
         SteerError::Foreign { .. }
         | SteerError::Suspicious { .. }
         | SteerError::SocketTaken { .. }
+        | SteerError::NotToBorrow { .. }
         | SteerError::Frozen { .. } => CONFLICT,
+        SteerError::Unseen { .. } => NOT_PERMITTED,
         SteerError::Rung { why, .. } => match why {
             Why::NotPermitted(_) => NOT_PERMITTED,
             Why::Unfit(_) => USAGE,
@@ -160,6 +182,7 @@ fn steer(error: &SteerError) -> u8 {
         SteerError::Topology(_) | SteerError::Fill { .. } | SteerError::Rungs(_) => SYSTEM,
         SteerError::Vanished { .. }
         | SteerError::NotSteered { .. }
+        | SteerError::SeveralGroups { .. }
         | SteerError::AmbiguousSlot { .. } => NOT_FOUND,
         SteerError::NotEmpty { .. } => OTHER,
     }

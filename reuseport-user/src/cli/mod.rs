@@ -16,6 +16,7 @@ mod demo;
 mod detach;
 mod drain;
 mod exit;
+mod experiment;
 mod generate;
 mod log;
 mod metrics;
@@ -62,6 +63,7 @@ Exit codes:
   6  the system lacks something: bpffs, a kernel feature, memory limits
   7  somebody else's: a foreign program or map, another instance or agent at work, a port in use
   8  run: a worker does not listen, or ended with status 0 where it should serve
+  9  experiment: the load failed, took too long, printed no such figure, or did not reach the port
   126, 127  run: the program may not be executed, is not there
 run ends with the status of the first worker that failed for good; 128 + N for signal N.
 
@@ -96,6 +98,8 @@ enum Verb {
     Demo(demo::Args),
     /// Compare steering with everything else on this machine, with controls
     Bench(bench::Args),
+    /// Find out whether steering helps a load of yours
+    Experiment(experiment::Args),
     /// Follow the program's log (after `attach --log-misses`)
     Log(log::Args),
     /// Print completions for a shell
@@ -130,6 +134,7 @@ pub fn main() -> ExitCode {
         Verb::Metrics(args) => metrics::run(&args),
         Verb::Demo(args) => demo::run(&args),
         Verb::Bench(args) => bench::run(&args),
+        Verb::Experiment(args) => experiment::run(&args),
         Verb::Log(args) => log::run(&args),
         Verb::Completions(args) => generate::completions(&args, Cli::command()),
         Verb::Man(args) => generate::man(&args, Cli::command()),

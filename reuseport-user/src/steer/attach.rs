@@ -46,6 +46,8 @@ pub struct AttachOptions {
     pub policy: Policy,
     /// Shares that are not the normal one.
     pub weights: Vec<Weight>,
+    /// As `weights`, for listeners by their cookies.
+    pub shares: HashMap<u64, u32>,
     /// Parts that listeners are to take from now on, by cookie; the others keep theirs.
     pub roles: HashMap<u64, Role>,
     /// Pin workers that are not.
@@ -70,6 +72,7 @@ impl AttachOptions {
             overrides: Overrides::default(),
             policy: Policy::Cpu,
             weights: Vec::new(),
+            shares: HashMap::new(),
             roles: HashMap::new(),
             pin: false,
             takeover: false,

@@ -181,6 +181,31 @@ pub enum SteerError {
         /// The group.
         group: GroupKey,
     },
+    /// One at a time.
+    #[error("several groups listen there ({groups}): name one with --addr")]
+    SeveralGroups {
+        /// The groups.
+        groups: String,
+    },
+    /// It could not be given back as it was.
+    #[error("{group}: how it is steered is not changed for an experiment: {why}")]
+    NotToBorrow {
+        /// The group.
+        group: GroupKey,
+        /// Why not.
+        why: String,
+    },
+    /// Nor could what cannot be seen.
+    #[error(
+        "{group}: it cannot be seen how it is steered, so it could not be given back like that: {why} \
+         (CAP_BPF and CAP_PERFMON show it)"
+    )]
+    Unseen {
+        /// The group.
+        group: GroupKey,
+        /// Why not.
+        why: String,
+    },
     /// Every worker exited while we were at it.
     #[error("{group}: its listeners went away meanwhile; run the command again")]
     Vanished {

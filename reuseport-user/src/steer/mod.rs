@@ -12,6 +12,7 @@ mod error;
 mod fill;
 pub(crate) mod fit;
 mod intent;
+pub mod loan;
 pub(crate) mod ownership;
 mod pin_workers;
 mod reconcile;

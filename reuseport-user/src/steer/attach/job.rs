@@ -289,7 +289,8 @@ fn unseen(attached: &Attached, in_force: bool) -> Option<Notice> {
 
 /// What the user wants of the group.
 pub(super) fn change(options: &AttachOptions, group: &Group) -> Change {
-    let weights = weights_of(group, &options.weights);
+    let mut weights = options.shares.clone();
+    weights.extend(weights_of(group, &options.weights));
     let roles = options.roles.clone();
     Change { policy: Some(options.policy), weights, roles, ..Change::default() }
 }

@@ -1,0 +1,258 @@
+//! `reuseport-steer experiment`: does steering help this server under this load? The user's own load
+//! command is run again and again, each round once in each way of steering, in random order; what it
+//! prints is compared in pairs. However it ends, the group is steered as it was found.
+
+use std::io;
+use std::time::{Duration, Instant};
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use crate::measure::{FEWEST_PAIRS, Rng, Ticks, draw_seed, orders};
+use crate::steer::loan::{Loan, Mode};
+use crate::steer::status::Counters;
+use crate::steer::{AttachOptions, SteerError};
+
+mod load;
+mod metric;
+mod report;
+
+use self::load::Interrupts;
+pub use self::load::LoadError;
+pub use self::metric::{Metric, MetricError};
+pub use self::report::{Arm, Compared, MetricReport, Report, Run};
+
+/// What to run.
+#[derive(Clone, Debug)]
+pub struct ExperimentOptions {
+    /// Which group; overrides and settings hold for every mode.
+    pub attach: AttachOptions,
+    /// What is compared; the first is what the others are compared with. A mode that is named again
+    /// is a control: it should not differ.
+    pub modes: Vec<Mode>,
+    /// How often each mode is measured.
+    pub rounds: u32,
+    /// Runs of the load in each mode before the first round, which are not counted.
+    pub warmup: u32,
+    /// The load, for `/bin/sh -c`.
+    pub load: String,
+    /// Longest that a run of it may take.
+    pub timeout: Duration,
+    /// What to read from its output.
+    pub metrics: Vec<Metric>,
+    /// What the order of the runs follows from; `None` draws one.
+    pub seed: Option<u64>,
+}
+
+/// Most rounds.
+const MOST_ROUNDS: u32 = 10_000;
+
+/// Why an experiment did not end as it should. The group is steered as it was found all the same,
+/// unless it is [`ExperimentError::NotGivenBack`].
+#[derive(Debug, thiserror::Error)]
+pub enum ExperimentError {
+    /// `--rounds` out of range.
+    #[error(
+        "{0} rounds: expected {FEWEST_PAIRS} to {MOST_ROUNDS}; fewer never tell a difference from chance"
+    )]
+    Rounds(u32),
+    /// `--compare` names one.
+    #[error("one way of steering cannot be compared with itself alone: name two or more")]
+    Modes,
+    /// No `--metric`.
+    #[error("no metric: name at least one figure to read from what the load prints")]
+    NoMetric,
+    /// Signals cannot be caught, so nothing was begun.
+    #[error("cannot catch signals: {0}")]
+    Signals(#[source] io::Error),
+    /// The group cannot be borrowed, or a mode not be put in force.
+    #[error("{source}")]
+    Steer {
+        /// Why.
+        #[source]
+        source: SteerError,
+    },
+    /// The load gave nothing.
+    #[error(transparent)]
+    Load(#[from] LoadError),
+    /// The load ran, but a figure is missing.
+    #[error("--metric {name}: {source}; {tail}")]
+    Metric {
+        /// Its name.
+        name: String,
+        /// Why.
+        #[source]
+        source: MetricError,
+        /// The end of what the load printed.
+        tail: String,
+    },
+    /// The load is for somebody else.
+    #[error(
+        "the load made no connection to {group} while it was steered: does it connect to this port, in \
+         this network namespace, and make new connections in every run?"
+    )]
+    NotReached {
+        /// The group.
+        group: String,
+    },
+    /// A signal.
+    #[error("ended by {0}")]
+    Interrupted(&'static str),
+    /// The group is not steered as it was found.
+    #[error(
+        "{}it could not be steered again as it was found: {then}; `status` shows how it is now",
+        first.as_ref().map_or(String::new(), |first| format!("{first}; and then "))
+    )]
+    NotGivenBack {
+        /// What failed before, if anything did.
+        first: Option<Box<Self>>,
+        /// Why it could not.
+        then: SteerError,
+    },
+}
+
+impl From<SteerError> for ExperimentError {
+    fn from(source: SteerError) -> Self {
+        Self::Steer { source }
+    }
+}
+
+/// How an experiment ended.
+#[derive(Debug)]
+pub struct Ended {
+    /// What was seen; where it ended early, in the rounds that were whole, if they are enough.
+    pub report: Option<Report>,
+    /// Why it ended early.
+    pub failure: Option<ExperimentError>,
+}
+
+/// Runs it. `announce` is told what is going to happen to whom, before anything is changed. An error
+/// means that nothing was changed.
+pub fn run(
+    options: &ExperimentOptions,
+    progress: bool,
+    announce: impl FnOnce(&Loan, u64),
+) -> Result<Ended, ExperimentError> {
+    if !(FEWEST_PAIRS as u32..=MOST_ROUNDS).contains(&options.rounds) {
+        return Err(ExperimentError::Rounds(options.rounds));
+    }
+    if options.modes.len() < 2 {
+        return Err(ExperimentError::Modes);
+    }
+    if options.metrics.is_empty() {
+        return Err(ExperimentError::NoMetric);
+    }
+    let interrupts = Interrupts::catch().map_err(ExperimentError::Signals)?;
+    let seed = options.seed.unwrap_or_else(draw_seed);
+    let mut loan = Loan::take(&options.attach, &options.modes)?;
+    announce(&loan, seed);
+    let mut rng = Rng::with_seed(seed);
+    let mut seen = Seen { options, interrupts, bar: bar(options, progress), runs: Vec::new() };
+    let before = Ticks::now().ok();
+    let outcome = seen.rounds(&mut loan, &mut rng);
+    seen.bar.finish_and_clear();
+    let steal = before.zip(Ticks::now().ok()).map(|(then, now)| then.busy_and_steal(&now).1);
+    let (group, found) = (loan.group().key, loan.found().clone());
+    let failure = match (outcome, loan.give_back()) {
+        (outcome, Ok(())) => outcome.err(),
+        (outcome, Err(then)) => {
+            Some(ExperimentError::NotGivenBack { first: outcome.err().map(Box::new), then })
+        }
+    };
+    let report = Report::new(options, group, found, seed, seen.runs, steal, &mut rng);
+    Ok(Ended { report, failure })
+}
+
+/// The runs so far.
+struct Seen<'a> {
+    options: &'a ExperimentOptions,
+    interrupts: Interrupts,
+    bar: ProgressBar,
+    runs: Vec<Run>,
+}
+
+impl Seen<'_> {
+    fn rounds(&mut self, loan: &mut Loan, rng: &mut Rng) -> Result<(), ExperimentError> {
+        let arms: Vec<usize> = (0..self.options.modes.len()).collect();
+        for warmup in orders(&arms, self.options.warmup as usize, rng) {
+            for arm in warmup {
+                self.bar.set_message(format!("warm-up, {}", name(self.options.modes[arm])));
+                self.measure(loan, 0, arm)?;
+            }
+        }
+        for (round, order) in (1..).zip(orders(&arms, self.options.rounds as usize, rng)) {
+            for arm in order {
+                let mode = name(self.options.modes[arm]);
+                self.bar.set_message(format!("round {round} of {}, {mode}", self.options.rounds));
+                let run = self.measure(loan, round, arm)?;
+                self.runs.push(run);
+            }
+        }
+        Ok(())
+    }
+
+    /// One mode, one run of the load.
+    fn measure(&self, loan: &mut Loan, round: u32, arm: usize) -> Result<Run, ExperimentError> {
+        if let Some(signal) = self.interrupts.came() {
+            return Err(ExperimentError::Interrupted(signal));
+        }
+        let mode = self.options.modes[arm];
+        loan.put_on(mode)?;
+        let before = loan.counters()?;
+        let begin = Instant::now();
+        let output = match load::run(&self.options.load, self.options.timeout, &self.interrupts) {
+            Err(LoadError::Interrupted) => {
+                return Err(ExperimentError::Interrupted(
+                    self.interrupts.came().unwrap_or("a signal"),
+                ));
+            }
+            output => output?,
+        };
+        let seconds = begin.elapsed().as_secs_f64();
+        let read = |metric: &Metric| {
+            metric.read(&output).map_err(|source| {
+                let name = metric.name.clone();
+                ExperimentError::Metric { name, source, tail: output.tail() }
+            })
+        };
+        let values = self.options.metrics.iter().map(read).collect::<Result<Vec<f64>, _>>()?;
+        let (selections, local) = grown(before.as_ref(), loan.counters()?.as_ref());
+        if matches!(mode, Mode::Ebpf(_)) && selections == Some(0) {
+            return Err(ExperimentError::NotReached { group: loan.group().key.to_string() });
+        }
+        self.bar.inc(1);
+        Ok(Run { round, arm, seconds, values, selections, local })
+    }
+}
+
+/// By how much selections, and those of them that were local, grew. Both start again from 0 when
+/// listeners change: then they are not known.
+fn grown(before: Option<&Counters>, after: Option<&Counters>) -> (Option<u64>, Option<u64>) {
+    let of = |figure: fn(&Counters) -> Option<u64>| -> Option<u64> {
+        figure(after?)?.checked_sub(figure(before?)?)
+    };
+    (of(|it| Some(it.selections())), of(|it| it.local))
+}
+
+/// As `--compare` has it.
+pub fn name(mode: Mode) -> &'static str {
+    use reuseport_common::abi::Policy;
+    match mode {
+        Mode::Hash => "hash",
+        Mode::IncomingCpu => "incoming-cpu",
+        // Not to be mistaken for the kernel's.
+        Mode::Ebpf(Policy::Hash) => "ebpf-hash",
+        Mode::Ebpf(policy) => crate::plan::policy_str(policy),
+    }
+}
+
+/// Hidden unless standard error is a terminal.
+fn bar(options: &ExperimentOptions, progress: bool) -> ProgressBar {
+    let runs = u64::from(options.rounds + options.warmup) * options.modes.len() as u64;
+    let target = if progress { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(runs), target);
+    bar.enable_steady_tick(Duration::from_secs(1));
+    match ProgressStyle::with_template("{bar:30} {pos}/{len} {msg}, {eta} left") {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
