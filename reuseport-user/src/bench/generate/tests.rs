@@ -22,7 +22,7 @@ fn serve(delay: Duration, stall: Option<(Duration, Duration)>) -> SocketAddr {
     let mut stall = stall;
     thread::spawn(move || {
         for mut stream in listener.incoming().flatten() {
-            if let Some((_, lasts)) = stall.take_if(|it| clock::monotonic() - began >= it.0) {
+            if let Some((_, lasts)) = stall.take_if(|it| clock::monotonic() >= began + it.0) {
                 thread::sleep(lasts);
             }
             if stream.read_exact(&mut [0; REQUEST]).is_ok() {
