@@ -26,6 +26,7 @@ struct Spent {
     attach: String,
     detach: String,
     heal: String,
+    left_out: Vec<String>,
 }
 
 /// One cell of it.
@@ -86,6 +87,7 @@ fn spent(costs: &Costs) -> Result<Spent, RecordError> {
         rows: costs.selection.iter().map(row).collect(),
         attach: ms(&costs.attach_ms),
         detach: ms(&costs.detach_ms),
+        left_out: costs.left_out.clone(),
         heal: costs.heal_ms.as_ref().map_or_else(|| "–".to_owned(), ms),
     })
 }

@@ -46,6 +46,9 @@ fn print_costs(out: &mut impl Write, costs: &Costs) -> io::Result<()> {
         ]
     };
     table(out, &heads, costs.selection.iter().map(line).collect())?;
+    for what in &costs.left_out {
+        writeln!(out, "  not measured: {what}")?;
+    }
     let times = [
         ("attach", Some(costs.attach_ms)),
         ("detach", Some(costs.detach_ms)),
