@@ -121,7 +121,7 @@ fn an_interrupted_run_leaves_nothing_and_goes_on() {
         let output = directory.path().to_str().expect("text");
         let file = directory.path().join("bench.json");
         let mut command = process::command(binary::path());
-        command.args(["bench", "--quick", "--repetitions", "3", "--seconds", "0.5"]);
+        command.args(["bench", "--quick", "--repetitions", "3", "--seconds", "1"]);
         // On veth, with an agent: all that there is to leave behind.
         command.args(["--topology", "t3", "--mechanism", "ebpf-spill", "--output", output]);
         let log = tempfile::NamedTempFile::new().expect("a file");
