@@ -75,13 +75,14 @@ fn arrival(gates: &mut Gates, cell: &Cell, settings: &Settings) {
     if matches!(cell.workload, Workload::W4 | Workload::W5 | Workload::W8) {
         return;
     }
-    let shares = |sample: &Sample| -> Vec<f64> {
-        settings.cpus.iter().map(|&cpu| sample.share(|flow| flow.received, cpu)).collect()
-    };
-    let hash: Vec<Vec<f64>> = of(cell, Mechanism::Hash).map(shares).collect();
-    let least = hash.iter().flatten().copied().fold(1.0, f64::min);
-    let most =
-        hash.iter().map(|shares| shares.iter().copied().fold(0.0, f64::max)).fold(1.0, f64::min);
+    // All runs together: on a busy machine one of them may have hardly a connection.
+    let flows = || of(cell, Mechanism::Hash).flat_map(|sample| &sample.flows);
+    let count =
+        |cpu| -> u64 { flows().filter(|flow| flow.received == cpu).map(|flow| flow.count).sum() };
+    let all: u64 = flows().map(|flow| flow.count).sum();
+    let shares = settings.cpus.iter().map(|&cpu| count(cpu) as f64 / all.max(1) as f64);
+    let (least, most) =
+        shares.fold((1.0f64, 0.0f64), |(least, most), it| (least.min(it), most.max(it)));
     if cell.topology.is_spread() {
         let wanted = 0.5 / settings.cpus.len() as f64;
         let found = format!("{:.1} % on the CPU with the fewest", least * 100.0);
