@@ -20,6 +20,8 @@
 #![deny(missing_docs)]
 
 pub mod agent;
+#[cfg(feature = "cli")]
+pub mod bench;
 pub mod bpf;
 #[cfg(feature = "cli")]
 pub mod cli;

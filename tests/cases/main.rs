@@ -1,6 +1,7 @@
 //! The integration tests: one binary, a module for each subject. Run by `sudo cargo xtask test`.
 
 mod agent;
+mod bench;
 mod concurrency;
 mod containers;
 mod dashboard;

@@ -115,7 +115,7 @@ mod tests {
 
     #[test]
     fn without_a_loopback_interface_nothing_is_known() {
-        assert_eq!(netns::inside(&netns::fresh(), probe).unwrap(), Wakeup::Unknown);
+        assert_eq!(netns::inside(&netns::fresh().unwrap(), probe).unwrap(), Wakeup::Unknown);
     }
 
     #[test]

@@ -4,6 +4,8 @@ use std::io;
 
 use super::agent::ConfigError;
 use super::top::TopError;
+use crate::bench::topology::TopologyError;
+use crate::bench::{BenchError, RecordError};
 use crate::bpf::BpfError;
 use crate::bpf::pins::PinsError;
 use crate::demo::DemoError;
@@ -66,6 +68,12 @@ pub(super) fn code(error: &anyhow::Error) -> u8 {
     if error.is::<ConfigError>() {
         return USAGE;
     }
+    if let Some(error) = error.downcast_ref::<BenchError>() {
+        return bench(error);
+    }
+    if let Some(error) = error.downcast_ref::<RecordError>() {
+        return record(error);
+    }
     if let Some(error) = error.downcast_ref::<ExperimentError>() {
         return experiment(error);
     }
@@ -123,6 +131,33 @@ fn launch(error: &LaunchError) -> u8 {
         | LaunchError::Dump(_)
         | LaunchError::Syscall(_)
         | LaunchError::Own { .. } => SYSTEM,
+    }
+}
+
+fn bench(error: &BenchError) -> u8 {
+    match error {
+        BenchError::Options(_) => USAGE,
+        BenchError::Topology(
+            TopologyError::NotPermitted | TopologyError::Netns(NetnsError::NotPermitted(_)),
+        ) => NOT_PERMITTED,
+        BenchError::Record(error) => record(error),
+        BenchError::TooFewCpus(_)
+        | BenchError::Topology(_)
+        | BenchError::Unavailable(_)
+        | BenchError::NoBaseline { .. } => SYSTEM,
+        _ => OTHER,
+    }
+}
+
+fn record(error: &RecordError) -> u8 {
+    match error {
+        RecordError::NotOne { .. } => USAGE,
+        RecordError::Io { source, .. } => match source.kind() {
+            io::ErrorKind::NotFound => NOT_FOUND,
+            io::ErrorKind::AlreadyExists => CONFLICT,
+            _ => of_io(source),
+        },
+        RecordError::Draw(_) => OTHER,
     }
 }
 

@@ -11,6 +11,7 @@ use clap::{CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 mod agent;
 mod args;
 mod attach;
+mod bench;
 mod demo;
 mod detach;
 mod drain;
@@ -99,6 +100,8 @@ enum Verb {
     Metrics(metrics::Args),
     /// Show what steering does on this machine, with a server of its own
     Demo(demo::Args),
+    /// Compare steering with everything else on this machine, with controls
+    Bench(bench::Args),
     /// Find out whether steering helps a load of yours
     Experiment(experiment::Args),
     /// Follow the program's log (after `attach --log-misses`)
@@ -110,6 +113,9 @@ enum Verb {
     /// A worker of the demo
     #[command(hide = true)]
     DemoWorker,
+    /// The server of the bench
+    #[command(hide = true)]
+    BenchServer,
     /// What ends the workers of `run` when it was killed
     #[command(hide = true)]
     RunGuard,
@@ -132,11 +138,13 @@ pub fn main() -> ExitCode {
         Verb::Trace(args) => trace::run(&args),
         Verb::Metrics(args) => metrics::run(&args),
         Verb::Demo(args) => demo::run(&args),
+        Verb::Bench(args) => bench::run(&args),
         Verb::Experiment(args) => experiment::run(&args),
         Verb::Log(args) => log::run(&args),
         Verb::Completions(args) => generate::completions(&args, Cli::command()),
         Verb::Man(args) => generate::man(&args, Cli::command()),
         Verb::DemoWorker => demo::worker(),
+        Verb::BenchServer => bench::server(),
         Verb::RunGuard => run::guard(),
     };
     match result {

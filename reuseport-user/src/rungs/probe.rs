@@ -286,7 +286,7 @@ mod tests {
 
     #[test]
     fn without_a_loopback_interface_nothing_is_known() {
-        let answers = netns::inside(&netns::fresh(), || {
+        let answers = netns::inside(&netns::fresh().unwrap(), || {
             [incoming_cpu, classic_bpf].map(|attempt| on_loopback(attempt).unwrap_err())
         });
         for why in answers.unwrap() {

@@ -1,13 +1,23 @@
-//! The clock that the kernel stamps events with.
+//! The clock that the kernel stamps events with, and the one that counts a thread's own time.
 #![expect(unsafe_code, reason = "std's Instant does not tell its value")]
 
 use std::time::Duration;
 
 /// `CLOCK_MONOTONIC`, as `bpf_ktime_get_ns` reads it.
 pub(crate) fn monotonic() -> Duration {
+    read(libc::CLOCK_MONOTONIC)
+}
+
+/// `CLOCK_THREAD_CPUTIME_ID`: how long the calling thread has been running.
+#[cfg(feature = "cli")]
+pub(crate) fn thread() -> Duration {
+    read(libc::CLOCK_THREAD_CPUTIME_ID)
+}
+
+fn read(clock: libc::clockid_t) -> Duration {
     let mut time = libc::timespec { tv_sec: 0, tv_nsec: 0 };
-    // SAFETY: `time` is writable and whole; the clock exists on every Linux.
-    unsafe { libc::clock_gettime(libc::CLOCK_MONOTONIC, &raw mut time) };
+    // SAFETY: `time` is writable and whole; the clocks exist on every Linux.
+    unsafe { libc::clock_gettime(clock, &raw mut time) };
     Duration::new(time.tv_sec as u64, time.tv_nsec as u32)
 }
 

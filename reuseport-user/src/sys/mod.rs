@@ -5,6 +5,8 @@
 
 use std::io;
 
+#[cfg(feature = "cli")]
+pub(crate) mod accept;
 pub mod bpf;
 pub mod bpffs;
 pub mod caps;

@@ -1,6 +1,7 @@
 //! Network namespaces: which one a thread is in, and doing something inside another.
-#![expect(unsafe_code, reason = "setns has no safe wrapper in std")]
+#![expect(unsafe_code, reason = "setns, unshare and mount have no safe wrappers in std")]
 
+use std::ffi::CStr;
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
@@ -79,16 +80,48 @@ pub fn open(path: &Path) -> io::Result<File> {
     File::open(path)
 }
 
-/// A network namespace of nobody, with nothing in it but a loopback interface that is down.
-#[cfg(test)]
-pub(crate) fn fresh() -> File {
+/// A network namespace of nobody, with nothing in it but a loopback interface that is down. It has no
+/// name: it goes, with all that is in it, when nobody has it open and no process is in it.
+pub(crate) fn fresh() -> Result<File, NetnsError> {
     let make = || {
         // SAFETY: takes a number; changes only this thread, which ends with the closure.
         let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
-        check("unshare(CLONE_NEWNET)", i64::from(result)).unwrap();
-        open(Path::new(OWN)).unwrap()
+        match check("unshare(CLONE_NEWNET)", i64::from(result)) {
+            Ok(_) => {
+                let call = "open(/proc/thread-self/ns/net)";
+                Ok(open(Path::new(OWN)).map_err(|source| SyscallError { call, source })?)
+            }
+            Err(error) if error.errno() == libc::EPERM => Err(NetnsError::NotPermitted(error)),
+            Err(error) => Err(error.into()),
+        }
     };
-    std::thread::spawn(make).join().unwrap()
+    // On a thread that ends with it.
+    std::thread::spawn(make).join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// As [`inside`], with a `/sys` that shows the namespace's own interfaces: what is mounted there
+/// otherwise shows those of the namespace that mounted it. Only `work`'s thread sees it.
+pub(crate) fn inside_with_sysfs<R: Send>(
+    netns: &File,
+    work: impl FnOnce() -> R + Send,
+) -> Result<R, NetnsError> {
+    inside(netns, || {
+        // SAFETY: takes a number; changes only this thread, which ends with the closure.
+        let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+        check("unshare(CLONE_NEWNS)", i64::from(result))?;
+        // Nothing that is mounted here is seen elsewhere.
+        mount(None, c"/", libc::MS_REC | libc::MS_SLAVE)?;
+        mount(Some(c"sysfs"), c"/sys", 0)?;
+        Ok(work())
+    })?
+}
+
+fn mount(kind: Option<&CStr>, on: &CStr, flags: libc::c_ulong) -> Result<(), SyscallError> {
+    let kind = kind.map_or(std::ptr::null(), CStr::as_ptr);
+    // SAFETY: all strings end in a zero byte and outlive the call; the data may be null.
+    let result =
+        unsafe { libc::mount(c"none".as_ptr(), on.as_ptr(), kind, flags, std::ptr::null()) };
+    check("mount", i64::from(result)).map(drop)
 }
 
 #[cfg(test)]
@@ -98,7 +131,7 @@ mod tests {
     #[test]
     fn works_inside_another_and_stays_outside() {
         let here = inode(Path::new(OWN)).unwrap();
-        let file = fresh();
+        let file = fresh().unwrap();
         let there = file.metadata().unwrap().st_ino();
         assert_ne!(here, there);
         let seen = inside(&file, || (inode(Path::new(OWN)).unwrap(), cookie(there).unwrap()));

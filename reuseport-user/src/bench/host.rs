@@ -1,0 +1,140 @@
+//! The machine that a bench runs on: what it is, and how busy it was.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::time::Duration;
+
+use serde::{Deserialize, Serialize};
+
+use crate::model::Pid;
+
+/// What figures depend on besides what is compared.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Environment {
+    /// Of this program.
+    pub version: String,
+    /// `uname -r`.
+    pub kernel: String,
+    /// The processor, as `/proc/cpuinfo` calls it.
+    pub processor: String,
+    /// Whether there is a hypervisor.
+    pub virtual_machine: bool,
+    /// CPUs that this process may use, of those that there are.
+    pub cpus: String,
+    /// Cores, LLCs, nodes and CPUs.
+    pub topology: String,
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// `/sys/devices/system/cpu/vulnerabilities`, where they are not "Not affected".
+    pub mitigations: BTreeMap<String, String>,
+    /// How a guest waits before it halts; nanoseconds.
+    pub halt_poll_ns: Option<u64>,
+    /// What chooses idle states.
+    pub idle_governor: Option<String>,
+    /// What keeps time.
+    pub clocksource: String,
+    /// Timer interrupts per second.
+    pub hz: Option<u32>,
+    /// The scheduler's preemption, where it tells.
+    pub preemption: Option<String>,
+    /// Whether run-time statistics of BPF programs are counted, which costs 20 to 30 ns each.
+    pub bpf_stats: bool,
+}
+
+impl Environment {
+    /// Looks around. What cannot be read is left out.
+    pub(super) fn read(cpus: &crate::model::CpuSet) -> Self {
+        let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+        let info = |key: &str| {
+            let line = cpuinfo.lines().find(|line| line.starts_with(key))?;
+            Some(line.split_once(':')?.1.trim().to_owned())
+        };
+        let topology = crate::topology::Topology::read();
+        let topology = topology.map_or_else(|error| error.to_string(), |it| describe(&it));
+        let memory = fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        let memory = memory.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
+        Self {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            processor: info("model name").or_else(|| info("CPU part")).unwrap_or_default(),
+            virtual_machine: info("flags").is_some_and(|flags| flags.contains("hypervisor")),
+            cpus: cpus.to_string(),
+            topology,
+            memory_mib: memory.unwrap_or_default() / 1024,
+            mitigations: mitigations(),
+            halt_poll_ns: read("/sys/module/haltpoll/parameters/guest_halt_poll_ns")
+                .and_then(|ns| ns.parse().ok()),
+            idle_governor: read("/sys/devices/system/cpu/cpuidle/current_governor"),
+            clocksource: read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
+                .unwrap_or_default(),
+            hz: hz(),
+            preemption: preemption(),
+            bpf_stats: read("/proc/sys/kernel/bpf_stats_enabled").as_deref() == Some("1"),
+        }
+    }
+}
+
+fn read(path: &str) -> Option<String> {
+    Some(fs::read_to_string(path).ok()?.trim().to_owned())
+}
+
+fn describe(topology: &crate::topology::Topology) -> String {
+    let count = |of: &dyn Fn(&crate::topology::CpuInfo) -> u32| {
+        let places: std::collections::BTreeSet<u32> = topology.cpus().iter().map(of).collect();
+        places.len()
+    };
+    format!(
+        "{} CPUs, {} cores, {} LLCs, {} nodes",
+        topology.cpus().len(),
+        count(&|it| it.core),
+        count(&|it| it.llc),
+        count(&|it| it.node),
+    )
+}
+
+fn mitigations() -> BTreeMap<String, String> {
+    let files = fs::read_dir("/sys/devices/system/cpu/vulnerabilities");
+    let files = files.into_iter().flatten().flatten();
+    let each = files.filter_map(|file| {
+        let text = fs::read_to_string(file.path()).ok()?.trim().to_owned();
+        (text != "Not affected").then(|| (file.file_name().to_string_lossy().into_owned(), text))
+    });
+    each.collect()
+}
+
+/// From the kernel's configuration, where that is to be had; compressed copies are left alone.
+fn hz() -> Option<u32> {
+    let release = read("/proc/sys/kernel/osrelease")?;
+    let config = read(&format!("/boot/config-{release}"))?;
+    config.lines().find_map(|line| line.strip_prefix("CONFIG_HZ=")?.parse().ok())
+}
+
+fn preemption() -> Option<String> {
+    let version = read("/proc/sys/kernel/version")?;
+    let word = version.split_whitespace().find(|word| word.starts_with("PREEMPT"));
+    Some(word.unwrap_or("none").to_owned())
+}
+
+/// The time that these threads have been running. What an interrupt did on their back is theirs, as
+/// the kernel counts it.
+pub(super) fn running(threads: &[Pid]) -> Duration {
+    let one = |pid: &Pid| -> u64 {
+        let text = fs::read_to_string(format!("/proc/{pid}/schedstat")).unwrap_or_default();
+        text.split_whitespace().next().and_then(|ns| ns.parse().ok()).unwrap_or(0)
+    };
+    Duration::from_nanos(threads.iter().map(one).sum())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_thread_that_works_has_been_running() {
+        let own = crate::sys::sched::thread_id();
+        let before = running(&[own]);
+        let began = crate::sys::clock::thread();
+        while crate::sys::clock::thread() < began + Duration::from_millis(20) {}
+        assert!(running(&[own]) >= before + Duration::from_millis(10));
+    }
+}

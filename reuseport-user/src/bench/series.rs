@@ -1,0 +1,222 @@
+//! All runs of a bench: cell by cell, repetition by repetition, in random order.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::time::Duration;
+
+use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+
+use super::generate::schedule::derive;
+use super::interrupt::Interrupt;
+use super::mechanism::Mechanism;
+use super::record::{Cell, Record, Settings};
+use super::run::Stage;
+use super::topology::{Scene, Topology};
+use super::workload::{Pace, Workload};
+use super::{BenchError, BenchOptions};
+use super::{costs, judge};
+use crate::measure::{Rng, Ticks};
+use crate::sys::clock;
+
+/// How long the machine is looked at before each repetition: long enough for ticks to tell percents.
+const LOOK: Duration = Duration::from_millis(300);
+
+/// A bench under way.
+pub(super) struct Series<'a> {
+    options: &'a BenchOptions,
+    interrupt: &'a Interrupt,
+    progress: ProgressBar,
+}
+
+impl<'a> Series<'a> {
+    pub(super) fn new(
+        options: &'a BenchOptions,
+        interrupt: &'a Interrupt,
+        settings: &Settings,
+    ) -> Self {
+        Self { options, interrupt, progress: progress(options.progress, settings) }
+    }
+
+    /// Measures what the record lacks.
+    pub(super) fn run(
+        &mut self,
+        record: &mut Record,
+        save: &mut dyn FnMut(&Record) -> Result<(), BenchError>,
+    ) -> Result<(), BenchError> {
+        // What cannot be written is told before anything is measured.
+        save(record)?;
+        for (number, (topology, workload, load)) in wanted(&record.settings).into_iter().enumerate()
+        {
+            let scene = Scene::new(topology, &record.settings.cpus)?;
+            if record.cells.len() == number {
+                let pace = self.pace(&record.settings, &scene, workload, load)?;
+                let saturation = record.settings.rate.is_none().then_some(load).flatten();
+                record.cells.push(Cell {
+                    topology,
+                    workload,
+                    pace,
+                    load: saturation,
+                    excluded: BTreeMap::new(),
+                    background: Vec::new(),
+                    samples: Vec::new(),
+                    verdict: None,
+                });
+            }
+            let done = record.cells[number].background.len() as u32;
+            for repetition in 0..record.settings.repetitions {
+                if repetition < done {
+                    self.progress.inc(record.settings.mechanisms.len() as u64);
+                    continue;
+                }
+                self.repeat(record, number, &scene, repetition)?;
+                save(record)?;
+            }
+        }
+        if record.settings.costs && record.costs.is_none() {
+            self.progress.set_message("costs");
+            let costs = costs::measure(&record.settings, self.options, self.interrupt)?;
+            record.costs = Some(costs);
+            save(record)?;
+        }
+        self.progress.finish_and_clear();
+        Ok(())
+    }
+
+    /// In an open loop, a part of what the kernel's hash serves at most.
+    fn pace(
+        &self,
+        settings: &Settings,
+        scene: &Scene,
+        workload: Workload,
+        load: Option<f64>,
+    ) -> Result<Pace, BenchError> {
+        let closed = Pace::Closed { connections: settings.connections };
+        let Some(load) = load else { return Ok(closed) };
+        if let Some(rate) = settings.rate {
+            return Ok(Pace::Open { rate });
+        }
+        let mut stage = self.stage(settings, scene, workload, closed);
+        // Its shape without what happens in the middle.
+        stage.workload = match workload {
+            Workload::W6 | Workload::W7 => Workload::W1,
+            Workload::W8 => Workload::W2,
+            other => other,
+        };
+        self.progress.set_message(format!("{} {workload} saturation", scene.topology));
+        let seed = derive(settings.seed, u64::MAX);
+        let sample = stage.run(Mechanism::Hash, seed)?;
+        if sample.requests == 0 {
+            let errors = sample.errors;
+            return Err(BenchError::NoReplies { mechanism: Mechanism::Hash, errors });
+        }
+        Ok(Pace::Open { rate: (sample.rate * load).max(1.0).round() })
+    }
+
+    fn stage<'b>(
+        &'b self,
+        settings: &'b Settings,
+        scene: &'b Scene,
+        workload: Workload,
+        pace: Pace,
+    ) -> Stage<'b> {
+        Stage {
+            scene,
+            workload,
+            pace,
+            cpus: &settings.cpus,
+            warmup: Duration::from_secs_f64(settings.warmup),
+            duration: Duration::from_secs_f64(settings.seconds).max(workload.least()),
+            bpffs: &self.options.bpffs,
+            server: &self.options.server,
+            interrupt: self.interrupt,
+        }
+    }
+
+    /// All mechanisms of a cell, once.
+    fn repeat(
+        &self,
+        record: &mut Record,
+        number: usize,
+        scene: &Scene,
+        repetition: u32,
+    ) -> Result<(), BenchError> {
+        let (settings, cell) = (&record.settings, &mut record.cells[number]);
+        let stage = self.stage(settings, scene, cell.workload, cell.pace);
+        // Of its own, so that a resumed bench goes on as it would have.
+        let seed = derive(settings.seed, (number as u64) << 32 | u64::from(repetition));
+        let mut order = settings.mechanisms.clone();
+        Rng::with_seed(seed).shuffle(&mut order);
+        let before = Ticks::now().map_err(BenchError::Stat)?;
+        self.interrupt.sleep_until(clock::monotonic() + LOOK)?;
+        let (busy, _) = before.busy_and_steal(&Ticks::now().map_err(BenchError::Stat)?);
+        let mut samples = Vec::new();
+        for (mechanism, position) in order.into_iter().zip(0..) {
+            self.progress.set_message(format!(
+                "{} {} {mechanism}, repetition {}",
+                cell.topology,
+                cell.workload,
+                repetition + 1
+            ));
+            self.progress.inc(1);
+            let Entry::Vacant(excluded) = cell.excluded.entry(mechanism) else { continue };
+            if let Some(why) = cell.workload.excludes(mechanism) {
+                excluded.insert(why.to_owned());
+                continue;
+            }
+            // The same requests at the same times for all of them.
+            match stage.run(mechanism, seed) {
+                Ok(mut sample) => {
+                    (sample.repetition, sample.position) = (repetition, position);
+                    samples.push(sample);
+                }
+                Err(BenchError::Unavailable(why)) if !is_baseline(mechanism) => {
+                    excluded.insert(why);
+                }
+                Err(BenchError::Unavailable(why)) => {
+                    let (topology, workload) = (cell.topology, cell.workload);
+                    return Err(BenchError::NoBaseline { mechanism, topology, workload, why });
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        cell.samples.extend(samples);
+        cell.background.push(busy / 100.0);
+        cell.verdict = Some(judge::judge(cell, settings));
+        Ok(())
+    }
+}
+
+fn is_baseline(mechanism: Mechanism) -> bool {
+    matches!(mechanism, Mechanism::Hash | Mechanism::HashAgain)
+}
+
+/// The cells, in order: topology, workload, and part of the saturation in an open loop.
+fn wanted(settings: &Settings) -> Vec<(Topology, Workload, Option<f64>)> {
+    let mut cells = Vec::new();
+    for &topology in &settings.topologies {
+        for &workload in settings.workloads.iter().filter(|it| it.fits(topology)) {
+            if !workload.is_open() {
+                cells.push((topology, workload, None));
+            } else if settings.rate.is_some() {
+                cells.push((topology, workload, Some(1.0)));
+            } else {
+                let loads = settings.loads.iter();
+                cells.extend(loads.map(|&load| (topology, workload, Some(load))));
+            }
+        }
+    }
+    cells
+}
+
+/// Hidden unless standard error is a terminal.
+fn progress(shown: bool, settings: &Settings) -> ProgressBar {
+    let runs = wanted(settings).len() * settings.mechanisms.len();
+    let runs = runs as u64 * u64::from(settings.repetitions);
+    let target = if shown { ProgressDrawTarget::stderr() } else { ProgressDrawTarget::hidden() };
+    let bar = ProgressBar::with_draw_target(Some(runs), target);
+    let style = ProgressStyle::with_template("{bar:20} {pos}/{len} {msg}, {eta} left");
+    match style {
+        Ok(style) => bar.with_style(style),
+        Err(_) => bar,
+    }
+}
