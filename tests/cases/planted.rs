@@ -100,13 +100,18 @@ fn directories_of_others_are_refused() {
 
 /// A frozen map takes no deletion either: its sockets are free once it has gone.
 #[test]
-fn a_frozen_map_can_be_detached() {
+fn frozen_maps_can_be_detached() {
     let scene = Scene::new();
     scene.cli("attach", &[]).run().ok();
     let name = scene.bpffs.pins().pop().expect("pins of an attached group");
-    let map = scene.bpffs.base().join(name).join("SOCKETS");
-    let map = map.to_str().expect("a path of ours is text");
-    tool("bpftool", &["map", "freeze", "pinned", map]);
+    let pins = scene.bpffs.base().join(name);
+    for map in ["SOCKETS", "LOAD"] {
+        let map = pins.join(map);
+        let map = map.to_str().expect("a path of ours is text");
+        tool("bpftool", &["map", "freeze", "pinned", map]);
+        scene.cli("status", &[]).run().ok();
+    }
+    scene.steered();
     scene.cli("detach", &[]).run().ok();
     assert!(scene.bpffs.pins().is_empty(), "pins are left");
     scene.hashed();

@@ -1,4 +1,4 @@
-//! What a review found: each test is the scene in which it went wrong.
+//! Faults that were there once, each with the scene that showed it.
 
 use std::fs::{self, File};
 use std::path::Path;

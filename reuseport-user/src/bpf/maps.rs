@@ -3,7 +3,6 @@
 use std::fmt;
 use std::os::fd::AsFd as _;
 use std::sync::Arc;
-use std::sync::atomic::AtomicU32;
 use std::sync::atomic::Ordering::Relaxed;
 
 use aya::maps::{Array, Map, MapData, MapError, MapType, PerCpuArray, PerCpuValues};
@@ -132,8 +131,7 @@ impl Maps {
 
     /// What is published of the slot now; nothing for one beyond the last.
     pub fn load(&self, slot: u32) -> Load {
-        let read = |word: Option<&AtomicU32>| word.map_or(0, |word| word.load(Relaxed));
-        Load { pending: read(self.loads.pending(slot)), limit: read(self.loads.limit(slot)) }
+        self.loads.load(slot)
     }
 
     /// Evicts the slot or puts it back, in one store; what its worker publishes stays as it is.
@@ -158,6 +156,7 @@ impl Maps {
 
     /// Forgets `slot`'s load, seat and counts: the next socket in it is another worker's.
     pub fn reset_slot(&mut self, slot: u32) -> Result<(), BpfError> {
+        self.loads.require_writable()?;
         for word in [self.loads.limit(slot), self.loads.pending(slot)].into_iter().flatten() {
             word.store(0, Relaxed);
         }

@@ -9,6 +9,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
 use std::path::Path;
 use std::ptr::NonNull;
 use std::sync::atomic::AtomicU32;
+use std::sync::atomic::Ordering::Relaxed;
 
 use reuseport_common::abi::Load;
 
@@ -66,6 +67,8 @@ impl Deref for Mapped {
 enum Sharing {
     /// Read only.
     Copy,
+    /// Read only; what others write is seen.
+    Read,
     /// Writes are seen by the kernel and everybody else.
     Write,
 }
@@ -74,6 +77,7 @@ impl Mapping {
     fn new(file: BorrowedFd<'_>, length: usize, sharing: Sharing) -> io::Result<Self> {
         let (protection, flags) = match sharing {
             Sharing::Copy => (libc::PROT_READ, libc::MAP_PRIVATE),
+            Sharing::Read => (libc::PROT_READ, libc::MAP_SHARED),
             Sharing::Write => (libc::PROT_READ | libc::PROT_WRITE, libc::MAP_SHARED),
         };
         // SAFETY: a new mapping at an address of the kernel's choice touches nothing else. A length
@@ -98,6 +102,8 @@ impl Mapping {
 pub(crate) struct SharedLoads {
     mapping: Mapping,
     slots: u32,
+    /// Not in a map that somebody froze.
+    writable: bool,
 }
 
 // SAFETY: the memory is only ever reached through atomics, and lives as long as the value.
@@ -106,29 +112,47 @@ unsafe impl Send for SharedLoads {}
 unsafe impl Sync for SharedLoads {}
 
 impl SharedLoads {
-    /// Maps a `LOAD` of this many slots.
+    /// Maps a `LOAD` of this many slots; a frozen one only to be read.
     pub(crate) fn map(map: BorrowedFd<'_>, slots: u32) -> Result<Self, SyscallError> {
         let length = slots as usize * size_of::<Load>();
-        let mapping = Mapping::new(map, length, Sharing::Write)
-            .map_err(|source| SyscallError { call: "mmap(LOAD)", source })?;
-        Ok(Self { mapping, slots })
+        let map = |sharing| Mapping::new(map, length, sharing);
+        let (mapping, writable) = match map(Sharing::Write) {
+            Err(error) if error.raw_os_error() == Some(libc::EPERM) => (map(Sharing::Read), false),
+            mapping => (mapping, true),
+        };
+        let mapping = mapping.map_err(|source| SyscallError { call: "mmap(LOAD)", source })?;
+        Ok(Self { mapping, slots, writable })
     }
 
-    /// [`Load::pending`] of a slot; `None` beyond the last.
+    /// What a slot's values are now; zeroes beyond the last.
+    pub(crate) fn load(&self, slot: u32) -> Load {
+        let read = |offset| self.word(slot, offset).map_or(0, |word| word.load(Relaxed));
+        let (pending, limit) = (offset_of!(Load, pending), offset_of!(Load, limit));
+        Load { pending: read(pending), limit: read(limit) }
+    }
+
+    /// [`Load::pending`] of a slot, to be written; `None` beyond the last, or where it cannot be.
     pub(crate) fn pending(&self, slot: u32) -> Option<&AtomicU32> {
-        self.word(slot, offset_of!(Load, pending))
+        self.word(slot, offset_of!(Load, pending)).filter(|_| self.writable)
     }
 
-    /// [`Load::limit`] of a slot; `None` beyond the last.
+    /// [`Load::limit`] of a slot, to be written; `None` beyond the last, or where it cannot be.
     pub(crate) fn limit(&self, slot: u32) -> Option<&AtomicU32> {
-        self.word(slot, offset_of!(Load, limit))
+        self.word(slot, offset_of!(Load, limit)).filter(|_| self.writable)
+    }
+
+    /// Refuses what the caller is about to write, where it cannot be.
+    pub(crate) fn require_writable(&self) -> Result<(), SyscallError> {
+        let refused = || io::Error::from_raw_os_error(libc::EPERM);
+        let error = || SyscallError { call: "write to LOAD", source: refused() };
+        if self.writable { Ok(()) } else { Err(error()) }
     }
 
     fn word(&self, slot: u32, offset: usize) -> Option<&AtomicU32> {
         (slot < self.slots).then(|| {
             let at = slot as usize * size_of::<Load>() + offset;
-            // SAFETY: within the mapping, which begins on a page, is readable and writable and lives
-            // as long as `self`; the offset is a multiple of four.
+            // SAFETY: within the mapping, which begins on a page, is readable and lives as long as
+            // `self`; the offset is a multiple of four. Whoever stores asks `writable` first.
             unsafe { AtomicU32::from_ptr(self.mapping.start.as_ptr().add(at).cast()) }
         })
     }

@@ -83,10 +83,10 @@ impl Server {
         Self { until_superseded: true, ..self }
     }
 
-    /// How long connections in service may take to end before they are cut off; 30 seconds unless
-    /// told. So long, at most, does the step before take, too: waiting for what was queued or on its
-    /// way here when connections were steered away. A service that blocks its thread is waited for
-    /// in any case.
+    /// How long the end may take before connections in service are cut off; 30 seconds unless told.
+    /// Up to 3.5 of them go by before services hear of it, while what was queued or on its way here
+    /// when connections were steered away is waited for. A service that blocks its thread is waited
+    /// for in any case.
     #[must_use]
     pub fn drain_timeout(self, limit: Duration) -> Self {
         Self { drain: limit, ..self }

@@ -16,6 +16,9 @@ use super::{CoreReport, Failure, Reason, Report, ServeError, Served, Server};
 use crate::group::Group;
 use crate::model::Cpu;
 
+/// Longest that handshakes under way are waited for: a SYN-ACK that was lost is sent again after one
+/// second and after three. Somebody who only scans never ends his.
+const UNDER_WAY: Duration = Duration::from_millis(3500);
 /// How often it is looked whether queues are empty, while all wait for that.
 const LOOK: Duration = Duration::from_millis(20);
 /// How often it is looked whether a newer process has taken over. Nobody waits for that: connections
@@ -113,9 +116,10 @@ impl Supervisor {
 
     /// Steers away, drains, closes; joins all that can be joined in time, and cuts off the rest.
     async fn end(&mut self, group: &mut Group, limit: Duration) {
+        let end = Instant::now() + limit;
         // Where steering cannot be changed, the end is as without it: the queues are emptied.
         if group.steer_away().unwrap_or(false) {
-            let deadline = Instant::now() + limit;
+            let deadline = end.min(Instant::now() + UNDER_WAY);
             // What cannot be seen is not waited for.
             let mut drained = || group.is_drained().unwrap_or(true);
             while self.outcomes.running() > 0 && Instant::now() < deadline && !drained() {
@@ -125,8 +129,7 @@ impl Supervisor {
         }
         // What is left then, the next one puts right.
         let _left = group.leave_inherited();
-        let deadline = Instant::now() + limit;
-        for (phase, until) in [(Phase::Stop, Some(deadline)), (Phase::Abort, None)] {
+        for (phase, until) in [(Phase::Stop, Some(end)), (Phase::Abort, None)] {
             // Refused where everybody has ended.
             let _nobody = self.phases.send(phase);
             while self.outcomes.running() > 0 {
