@@ -230,7 +230,7 @@ fn a_rolling_restart_loses_only_what_was_accepted() {
         let tally = load.stop();
         println!("{rounds} restarts under load: {tally}");
         if failures(&tally, |it| *it == Failure::Timeout) > 0 {
-            let logs = bouncers.iter().map(|it| it.log());
+            let logs = bouncers.iter().map(PgBouncer::log);
             println!("{}", logs.collect::<Vec<_>>().join("\n"));
         }
         // Only what the ended process was serving may fail: at most one for each client.

@@ -24,7 +24,8 @@ pub fn tell(socket: &Socket, server: SocketAddr) {
     for pid in pids(&listeners) {
         for what in ["wchan", "syscall", "stack"] {
             let said = fs::read_to_string(format!("/proc/{pid}/{what}")).unwrap_or_default();
-            text += &format!("{pid} {what}: {}\n", said.trim().replace('\n', " "));
+            let line = [&format!("{pid} {what}: "), said.trim(), "\n"].concat();
+            text += &line;
         }
     }
     text += &run("nstat", &["-s", "--zeros=false"]);

@@ -1,5 +1,5 @@
 //! The `observe` object in the kernel: who comes into a port's accept queues and who leaves them, for
-//! as long as [`Observe`] lives.
+//! as long as `Observe` lives.
 
 use std::collections::BTreeMap;
 

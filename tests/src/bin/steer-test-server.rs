@@ -27,8 +27,8 @@ struct Options {
     drain: Option<Duration>,
     /// How long each connection is kept before it is answered.
     hold: Duration,
-    /// Say first, with a line of its own, that it is in service.
-    greet: bool,
+    /// Said first, to show that a connection is in service.
+    greeting: &'static str,
     /// Leave the steering as it is, and end at once.
     persist: bool,
     /// On SIGHUP, start this program again, with what it needs to take over.
@@ -104,25 +104,23 @@ fn service(core: &Core, options: &Options) -> impl Fn(TcpStream, SocketAddr) -> 
     let panics = options.fault.as_deref() == Some("panic-core") && core.index() == 1;
     assert!(!panics, "as told");
     let (worker, cpu, slot) = (core.index(), core.cpu(), core.slot());
-    let (hold, greet, fault) = (options.hold, options.greet, options.fault.clone());
+    let (hold, greeting, fault) = (options.hold, options.greeting, options.fault.clone());
     let pid = std::process::id();
     move |stream, _peer| {
         let line = json!({"worker": worker, "pid": pid, "cpu": cpu, "slot": slot});
         assert!(fault.as_deref() != Some("panic"), "as told");
-        Box::pin(answer(stream, line, greet, hold))
+        Box::pin(answer(stream, line, greeting, hold))
     }
 }
 
 type Answer = std::pin::Pin<Box<dyn Future<Output = ()>>>;
 
-async fn answer(mut stream: TcpStream, mut line: Value, greet: bool, hold: Duration) {
-    if greet {
-        let _sent: io::Result<()> = stream.write_all(b"\n").await;
-    }
+async fn answer(mut stream: TcpStream, mut line: Value, greeting: &str, hold: Duration) {
+    // The client may be gone, here as below.
+    let _sent: io::Result<()> = stream.write_all(greeting.as_bytes()).await;
     line["incoming_cpu"] = json!(sys::incoming_cpu(stream.as_fd()).ok());
     line["tid"] = json!(sys::thread_id());
     tokio::time::sleep(hold).await;
-    // The client may be gone.
     let _sent: io::Result<()> = stream.write_all(format!("{line}\n").as_bytes()).await;
 }
 
@@ -146,7 +144,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, Box<dyn Err
                     "until-superseded" => options.until_superseded = true,
                     "drain" => options.drain = Some(Duration::from_millis(value.parse()?)),
                     "hold" => options.hold = Duration::from_millis(value.parse()?),
-                    "greet" => options.greet = true,
+                    "greet" => options.greeting = "\n",
                     "persist" => options.persist = true,
                     "pass" => options.pass = true,
                     "fault" => options.fault = Some(value.to_owned()),
