@@ -82,7 +82,7 @@ pub fn open(path: &Path) -> io::Result<File> {
 
 /// A network namespace of nobody, with nothing in it but a loopback interface that is down. It has no
 /// name: it goes, with all that is in it, when nobody has it open and no process is in it.
-pub(crate) fn fresh() -> Result<File, NetnsError> {
+pub fn fresh() -> Result<File, NetnsError> {
     let make = || {
         // SAFETY: takes a number; changes only this thread, which ends with the closure.
         let result = unsafe { libc::unshare(libc::CLONE_NEWNET) };
@@ -101,7 +101,7 @@ pub(crate) fn fresh() -> Result<File, NetnsError> {
 
 /// As [`inside`], with a `/sys` that shows the namespace's own interfaces: what is mounted there
 /// otherwise shows those of the namespace that mounted it. Only `work`'s thread sees it.
-pub(crate) fn inside_with_sysfs<R: Send>(
+pub fn inside_with_sysfs<R: Send>(
     netns: &File,
     work: impl FnOnce() -> R + Send,
 ) -> Result<R, NetnsError> {
