@@ -91,7 +91,8 @@ pub struct Times {
     pub longest: u64,
     /// Most connections that were waiting when one was accepted, itself included.
     pub deepest: u32,
-    /// Connections accepted that were not seen to come: they were waiting before.
+    /// Connections accepted that were not seen to come: they were waiting before, or came by TCP Fast
+    /// Open and were accepted before the handshake ended.
     pub unseen: u32,
 }
 
@@ -155,6 +156,10 @@ pub struct Offsets {
     pub v6: u32,
     /// `sock.__sk_common.skc_dport`
     pub client_port: u32,
+    /// `sock.__sk_common.skc_state`
+    pub state: u32,
+    /// `sock.sk_socket`: null until it is accepted.
+    pub socket: u32,
     /// `sock.sk_ack_backlog`
     pub waiting: u32,
     /// `tcp_sock.srtt_us`
@@ -182,6 +187,8 @@ impl Offsets {
         v4: 0,
         v6: 0,
         client_port: 0,
+        state: 0,
+        socket: 0,
         waiting: 0,
         round_trip: 0,
         sock: 0,

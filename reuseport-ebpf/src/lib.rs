@@ -26,7 +26,7 @@ pub static STEER: &[u8] = &STEER_ALIGNED.0;
 ///
 /// # Minimum kernel version
 ///
-/// 5.12 with BTF (on arm64 6.0); `CAP_BPF` and `CAP_PERFMON`.
+/// 5.12 with BTF (on arm64 6.4); `CAP_BPF` and `CAP_PERFMON`.
 pub static WATCH: &[u8] = &WATCH_ALIGNED.0;
 
 /// The programs `queued`, `accepted` and `returned`, which see connections come into the accept queue and

@@ -202,6 +202,28 @@ fn what_waited_before_and_who_comes_later() {
     assert!(!end.contains('!'), "{traced:?}");
 }
 
+/// Sixteen are traced at most where there was one; the others are told of.
+#[test]
+fn who_finds_no_room_is_told() {
+    let mut scene = Scene::of(&[Spec::default()]);
+    let mut tracer = start(&scene, &["--interval", "100ms"]);
+    let more = Spec { index: 1, listeners: 17, ..Spec::default() };
+    scene.workers.push(Worker::start(&scene.netns, &more));
+    let says = "no room for 2 listeners: their connections are not counted";
+    let said = eventually(Duration::from_secs(20), || tracer.so_far().contains(says));
+    assert!(said, "{}", tracer.so_far());
+    let traced = tracer.stop();
+    assert!(traced.stdout.trim_end().ends_with("start trace again"), "{traced:?}");
+}
+
+/// A reading may take longer than that.
+#[test]
+fn the_shortest_interval_ends_too() {
+    let scene = Scene::of(&[Spec::default()]);
+    let tracer = start(&scene, &["--duration", "300ms", "--interval", "1ms"]);
+    assert_eq!(tracer.end().code, Some(0));
+}
+
 /// A queue for two connections, and nobody who accepts.
 #[test]
 fn a_full_queue_drops() {

@@ -1,7 +1,7 @@
 //! Sees a port's connections come into the accept queue and leave it: when, and on which CPUs.
 //!
 //! One program runs at every change of a TCP socket's state, one at the end of `inet_accept`; where the
-//! kernel has no trampolines for that (arm64 before 6.0, some virtual machines), at the end of every
+//! kernel has no trampolines for that (arm64 before 6.4, some virtual machines), at the end of every
 //! system call. Steering needs none of them; they are loaded for as long as `trace` runs.
 #![no_std]
 #![no_main]
@@ -71,7 +71,7 @@ struct StateChange {
     now: u64,
 }
 
-/// A connection is established right after it came into its accept queue. Until that is done it is
+/// A connection is established right after it came into its accept queue, but for TCP Fast Open. Until that is done it is
 /// locked, so nobody's accept returns with it before.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "tp_btf/inet_sock_set_state")]
@@ -82,13 +82,18 @@ extern "C" fn queued(ctx: *const StateChange) -> i32 {
         return 0;
     }
     count(Total::Queued);
+    let at = OFFSETS.load();
+    // With TCP Fast Open it may have been accepted before the handshake ended: it waits for nobody.
+    if read::<u64>(socket, at.socket) != 0 {
+        return 0;
+    }
     let waiting = Waiting {
         // SAFETY: no arguments, no preconditions.
         since: unsafe { bpf_ktime_get_ns() },
         // SAFETY: as above.
         received: unsafe { bpf_get_smp_processor_id() },
         // Nothing but the handshake was measured yet; the kernel keeps eighths of microseconds.
-        handshake: read::<u32>(socket, OFFSETS.load().round_trip) >> 3,
+        handshake: read::<u32>(socket, at.round_trip) >> 3,
     };
     let _never_full = WAITING.insert(&socket, &waiting, u64::from(BPF_ANY));
     0
@@ -177,6 +182,8 @@ fn note(listener: u64, connection: u64) {
     }
     // SAFETY: copied at once.
     let found = unsafe { WAITING.get(&connection) }.copied();
+    // One of TCP Fast Open whose handshake goes on: what is there is of who had this address before.
+    let found = found.filter(|_| u32::from(read::<u8>(connection, at.state)) != TCP_SYN_RECV);
     let waiting = found.unwrap_or_default();
     if found.is_some() {
         let _gone = WAITING.remove(&connection);

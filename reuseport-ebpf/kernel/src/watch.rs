@@ -1,7 +1,7 @@
 //! Tells which listeners come and go on some ports, at the moment they do.
 //!
 //! Two programs run at the end of the kernel's own functions for it: per listener, never per
-//! connection. Where the kernel has no trampolines for them (arm64 before 6.0, some virtual machines),
+//! connection. Where the kernel has no trampolines for them (arm64 before 6.4, some virtual machines),
 //! a third runs at every change of a TCP socket's state, and has nothing to do for most. Steering needs
 //! none of them.
 #![no_std]

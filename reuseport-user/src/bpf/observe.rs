@@ -2,6 +2,7 @@
 //! as long as `Observe` lives.
 
 use std::collections::BTreeMap;
+use std::os::fd::AsFd as _;
 
 use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::{BtfTracePoint, FExit};
@@ -15,6 +16,7 @@ use serde::Serialize;
 use super::btf::observe::Kernel;
 use super::{BpfError, program, take};
 use crate::model::Cpu;
+use crate::sys::bpf;
 use crate::sys::caps::Cap;
 
 /// Room for some 80000 events.
@@ -33,7 +35,7 @@ pub enum Hook {
     ///
     /// # Minimum kernel version
     ///
-    /// 5.10 on x86, 6.0 on arm64, where nothing forbids to patch the kernel's text.
+    /// 5.10 on x86, 6.4 on arm64, where nothing forbids to patch the kernel's text.
     Function,
     /// At the end of every system call on the host, each of which it makes some tens of nanoseconds
     /// longer. Connections that io_uring accepts are not seen.
@@ -62,6 +64,8 @@ pub(crate) struct Options {
 /// The programs and their maps. Nothing is pinned: they go with the process.
 pub(crate) struct Observe {
     pub(crate) hook: Hook,
+    /// Why it is not the function.
+    pub(crate) why: Option<String>,
     listeners: HashMap<MapData, u64, u32>,
     times: PerCpuArray<MapData, TimesWords>,
     pairs: HashMap<MapData, u64, u64>,
@@ -69,6 +73,8 @@ pub(crate) struct Observe {
     events: RingBuf<MapData>,
     /// Connections that came before accepts were seen.
     before: u64,
+    /// As it was when the programs were taken away.
+    missed: u64,
     attached: Option<Ebpf>,
 }
 
@@ -89,8 +95,11 @@ impl Observe {
         BpfError::require(Cap::Perfmon, "see connections come and be accepted")?;
         let kernel = Kernel::look_up()?;
         let at = |hook| Self::start_at(hook, &kernel, options, cookies);
-        // What is wrong with both is told of the one that needs less.
-        at(Hook::Function).or_else(|_| at(Hook::Syscalls))
+        at(Hook::Function).or_else(|why| {
+            // What is wrong with both is told of the one that needs less.
+            let observe = at(Hook::Syscalls)?;
+            Ok(Self { why: why.to_string().lines().next().map(str::to_owned), ..observe })
+        })
     }
 
     fn start_at(
@@ -119,12 +128,14 @@ impl Observe {
             .map_err(BpfError::sort("create the BPF maps", Cap::Bpf))?;
         let mut observe = Self {
             hook,
+            why: None,
             listeners: take(&mut ebpf, observe::LISTENERS)?.try_into()?,
             times: take(&mut ebpf, observe::TIMES)?.try_into()?,
             pairs: take(&mut ebpf, observe::PAIRS)?.try_into()?,
             totals: take(&mut ebpf, observe::TOTALS)?.try_into()?,
             events: take(&mut ebpf, observe::EVENTS)?.try_into()?,
             before: 0,
+            missed: 0,
             attached: None,
         };
         for (&cookie, index) in cookies.iter().zip(0..) {
@@ -154,7 +165,16 @@ impl Observe {
 
     /// Takes the programs away; what they counted stays.
     pub(crate) fn stop(&mut self) {
+        self.missed = self.missed();
         self.attached = None;
+    }
+
+    /// How often the kernel left a program out, because one was running on the CPU already. Zero on
+    /// kernels that do not tell (before 5.12).
+    pub(crate) fn missed(&self) -> u64 {
+        let Some(attached) = &self.attached else { return self.missed };
+        let loaded = attached.programs().filter_map(|(_, program)| program.fd().ok());
+        loaded.filter_map(|fd| bpf::recursion_misses(fd.as_fd()).ok()).sum()
     }
 
     /// What was taken down of a listener's connections, by the CPU that accepted.
@@ -194,10 +214,8 @@ fn trace_point(ebpf: &mut Ebpf, kernel: &Kernel, (name, at): (&str, &str)) -> Re
 
 #[cfg(test)]
 mod tests {
-    use std::net::{TcpListener, TcpStream};
-    use std::os::fd::AsFd as _;
-
     use reuseport_common::observe::Waiting;
+    use std::net::{TcpListener, TcpStream};
 
     use super::*;
     use crate::sys::{netns, sockopt};
@@ -223,6 +241,7 @@ mod tests {
         for _ in 0..4 {
             drop(ours.accept().unwrap());
         }
+        assert_eq!(observe.missed(), 0);
         observe.stop();
         // Of nobody's interest any more.
         let _late = TcpStream::connect(address).unwrap();

@@ -19,7 +19,7 @@ pub enum Hook {
     ///
     /// # Minimum kernel version
     ///
-    /// 5.12 on x86, 6.0 on arm64, where nothing forbids to patch the kernel's text.
+    /// 5.12 on x86, 6.4 on arm64, where nothing forbids to patch the kernel's text.
     Functions,
     /// At the tracepoint of TCP's changes of state, several for each connection on the host; each costs
     /// some tens of nanoseconds.

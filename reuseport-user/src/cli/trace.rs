@@ -14,7 +14,8 @@ use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use super::args::{TargetArgs, duration};
 use super::output::to_json;
 use super::screen::Screen;
-use crate::trace::{Hook, Reading, Trace};
+use crate::sys::signal::is_ignored;
+use crate::trace::{Hook, Reading, Summary, Trace};
 
 mod view;
 
@@ -65,35 +66,43 @@ pub(super) fn run(args: &Args) -> Result<()> {
     if !live {
         let count = trace.traced().len();
         let s = if count == 1 { "" } else { "s" };
-        writeln!(anstream::stderr(), "tracing {count} listener{s}; Ctrl-C ends it")?;
+        let how = how(&trace);
+        writeln!(anstream::stderr(), "tracing {count} listener{s} {how}; Ctrl-C ends it")?;
     }
-    if args.events {
-        events(&mut trace, &ends)?;
+    // What was counted up to an error is told all the same.
+    let traced = if args.events {
+        events(&mut trace, &ends)
     } else if args.json {
         while !ends.after_pause(None) {}
+        Ok(())
     } else if live {
-        watch(&mut trace, &ends, args.interval)?;
+        watch(&mut trace, &ends, args.interval)
     } else {
-        tables(&mut trace, &ends, args.interval)?;
-    }
+        tables(&mut trace, &ends, args.interval)
+    };
     trace.stop();
-    if args.events {
+    if args.events && traced.is_ok() {
         print_connections(&mut trace)?;
     }
-    let reading = trace.read()?;
-    let summary = trace.summary(&reading);
+    let read = trace.read();
+    print(args, &trace.summary(trace.last()))?;
+    traced?;
+    Ok(read.map(drop)?)
+}
+
+fn print(args: &Args, summary: &Summary) -> Result<()> {
     if args.events && args.json {
         let mut out = super::stdout();
         serde_json::to_writer(&mut out, &serde_json::json!({ "summary": summary }))?;
         return Ok(writeln!(out)?);
     }
     if args.json {
-        return to_json(&mut super::stdout(), &summary);
+        return to_json(&mut super::stdout(), summary);
     }
     if args.events {
-        return Ok(view::text(&mut anstream::stderr().lock(), &summary)?);
+        return Ok(view::text(&mut anstream::stderr().lock(), summary)?);
     }
-    Ok(view::text(&mut super::stdout(), &summary)?)
+    Ok(view::text(&mut super::stdout(), summary)?)
 }
 
 /// When it is over.
@@ -107,7 +116,10 @@ struct Ends {
 impl Ends {
     fn new() -> Result<Self> {
         let told = Arc::new(AtomicBool::new(false));
-        for signal in [SIGTERM, SIGINT, SIGHUP] {
+        let signals = [SIGTERM, SIGINT].into_iter();
+        // As `nohup` wants it.
+        let hangup = if is_ignored(SIGHUP)? { None } else { Some(SIGHUP) };
+        for signal in signals.chain(hangup) {
             signal_hook::flag::register(signal, told.clone()).context("handle signals")?;
         }
         Ok(Self { at: None, told })
@@ -155,12 +167,16 @@ fn tables(trace: &mut Trace, ends: &Ends, interval: Duration) -> Result<()> {
     let mut before = Reading::default();
     let mut next = Instant::now() + interval;
     loop {
-        while Instant::now() < next {
+        // Once at least: a reading may take longer than the interval.
+        loop {
             if ends.after_pause(Some(next)) {
                 return Ok(());
             }
+            if Instant::now() >= next {
+                break;
+            }
         }
-        next += interval;
+        next = (next + interval).max(Instant::now());
         let now = trace.read()?;
         let mut out = super::stdout();
         view::table(&mut out, &trace.summary(&now.since(&before)))?;
@@ -183,34 +199,46 @@ fn watch(trace: &mut Trace, ends: &Ends, interval: Duration) -> Result<()> {
             screen.draw(|frame| frame.render_widget(Paragraph::new(text.as_str()), frame.area()))
         };
         draw(&mut screen)?;
-        while Instant::now() < next {
+        loop {
             if ends.now() {
                 return Ok(());
             }
-            if !event::poll(STEP)? {
-                continue;
-            }
-            match event::read()? {
-                Event::Key(key) if key.kind == KeyEventKind::Press => {
+            let pause = next.saturating_duration_since(Instant::now());
+            // Once at least: a reading may take longer than the interval.
+            let key = event::poll(pause.min(STEP))?.then(event::read).transpose()?;
+            match key {
+                Some(Event::Key(key)) if key.kind == KeyEventKind::Press => {
                     let control = key.modifiers.contains(KeyModifiers::CONTROL);
                     if key.code == KeyCode::Char('q') || key.code == KeyCode::Char('c') && control {
                         return Ok(());
                     }
                 }
-                Event::Resize(..) => draw(&mut screen)?,
+                Some(Event::Resize(..)) => draw(&mut screen)?,
                 _ => {}
             }
+            if Instant::now() >= next {
+                break;
+            }
+        }
+    }
+}
+
+/// Where accepts are seen, and why not where it would cost less.
+fn how(trace: &Trace) -> String {
+    match (trace.hook(), trace.why()) {
+        (Hook::Function, _) => "at the end of inet_accept".to_owned(),
+        (Hook::Syscalls, why) => {
+            let why = why.unwrap_or("not asked");
+            format!(
+                "at the end of every system call on the host (inet_accept cannot be hooked: {why})"
+            )
         }
     }
 }
 
 fn live(trace: &Trace, reading: &Reading, rate: f64) -> Result<String> {
     let mut out = anstream::StripStream::new(Vec::new());
-    let how = match trace.hook() {
-        Hook::Function => "at the end of inet_accept",
-        Hook::Syscalls => "at the end of every system call",
-    };
-    writeln!(out, "{rate:.0} connections/s; seen {how}; q quit\n")?;
+    writeln!(out, "{rate:.0} connections/s; seen {}; q quit\n", how(trace))?;
     view::text(&mut out, &trace.summary(reading))?;
     Ok(String::from_utf8_lossy(&out.into_inner()).into_owned())
 }

@@ -1,9 +1,13 @@
 //! What to look for.
 
+use std::fs::File;
 use std::net::IpAddr;
+use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
-use crate::model::{Pid, Protocol};
+use super::DiscoverError;
+use crate::model::{Netns, Pid, Protocol};
+use crate::sys::netns;
 
 /// Where to look.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -41,5 +45,23 @@ impl Target {
     #[must_use]
     pub fn everywhere(&self) -> Self {
         Self { addrs: Vec::new(), netns: NetnsChoice::Auto, ..*self }
+    }
+
+    /// A target that means this namespace alone, in which it was found, also when others begin to listen
+    /// on the port elsewhere. The namespace may be named by the descriptor that comes with it.
+    pub(crate) fn within(&self, found: &Netns) -> Result<(Self, Option<File>), DiscoverError> {
+        let path = match (&self.netns, found.pid) {
+            _ if found.own => PathBuf::from(netns::OWN),
+            (NetnsChoice::Path(path), _) => path.clone(),
+            (_, Some(pid)) => PathBuf::from(format!("/proc/{pid}/ns/net")),
+            (_, None) => PathBuf::from(netns::OWN),
+        };
+        if found.own {
+            return Ok((Self { netns: NetnsChoice::Path(path), ..self.clone() }, None));
+        }
+        let file =
+            netns::open(&path).map_err(|source| DiscoverError::OpenNetns { path, source })?;
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd()).into();
+        Ok((Self { netns: NetnsChoice::Path(path), ..self.clone() }, Some(file)))
     }
 }

@@ -1,7 +1,6 @@
 //! A group on loan: steered in several ways one after the other, and given back as it was found.
 
 use std::fs::File;
-use std::os::fd::AsRawFd as _;
 use std::path::PathBuf;
 
 use reuseport_common::abi::{Policy, Role};
@@ -9,11 +8,10 @@ use serde::Serialize;
 
 use crate::bpf::pins::{AgentLock, Pins};
 use crate::discover::acquire::with_listener;
-use crate::discover::{DiscoverError, NetnsChoice, Target, discover};
+use crate::discover::{DiscoverError, Target, discover};
 use crate::model::{Cpu, Group, GroupKey, Listener};
 use crate::plan::{NORMAL_WEIGHT, policy_str};
 use crate::rungs::{self, Rung, RungError, Trace};
-use crate::sys::netns;
 
 use super::attach::{AttachOptions, Ladder, attach};
 use super::detach::{Detached, detach};
@@ -303,20 +301,8 @@ impl Drop for Agent {
     }
 }
 
-/// A target that means this group alone, also when others begin to listen on the port elsewhere, and
-/// the namespace that it names by a descriptor.
+/// A target that means this group alone, and what keeps its namespace.
 fn narrow(target: &Target, group: &Group) -> Result<(Target, Option<File>), SteerError> {
-    let path = match (&target.netns, group.netns.pid) {
-        _ if group.netns.own => PathBuf::from(netns::OWN),
-        (NetnsChoice::Path(path), _) => path.clone(),
-        (_, Some(pid)) => PathBuf::from(format!("/proc/{pid}/ns/net")),
-        (_, None) => PathBuf::from(netns::OWN),
-    };
-    let addrs = vec![group.key.address.ip()];
-    if group.netns.own {
-        return Ok((Target { addrs, netns: NetnsChoice::Path(path), ..target.clone() }, None));
-    }
-    let file = netns::open(&path).map_err(|source| DiscoverError::OpenNetns { path, source })?;
-    let netns = NetnsChoice::Path(format!("/proc/self/fd/{}", file.as_raw_fd()).into());
-    Ok((Target { addrs, netns, ..target.clone() }, Some(file)))
+    let (target, netns) = target.within(&group.netns)?;
+    Ok((Target { addrs: vec![group.key.address.ip()], ..target }, netns))
 }

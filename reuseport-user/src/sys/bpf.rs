@@ -10,6 +10,7 @@ const BPF_MAP_LOOKUP_ELEM: libc::c_long = 1;
 const BPF_MAP_UPDATE_ELEM: libc::c_long = 2;
 const BPF_MAP_DELETE_ELEM: libc::c_long = 3;
 const BPF_PROG_LOAD: libc::c_long = 5;
+const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 
 const BPF_PROG_TYPE_SK_REUSEPORT: u32 = 21;
 const BPF_SK_REUSEPORT_SELECT_OR_MIGRATE: u32 = 40;
@@ -131,4 +132,29 @@ pub(crate) fn load_passing_migrator(name: &str) -> Result<OwnedFd, SyscallError>
     let fd = check("bpf(BPF_PROG_LOAD)", answer)?;
     // SAFETY: just made, and nobody else's.
     Ok(unsafe { OwnedFd::from_raw_fd(fd as i32) })
+}
+
+/// The `BPF_OBJ_GET_INFO_BY_FD` view of `union bpf_attr`.
+#[repr(C)]
+struct InfoAttr {
+    fd: u32,
+    len: u32,
+    info: u64,
+}
+
+/// How often the kernel left a program out, because one was running on the CPU already; zero where it
+/// does not tell (before 5.12).
+pub(crate) fn recursion_misses(program: BorrowedFd<'_>) -> Result<u64, SyscallError> {
+    // `struct bpf_prog_info` up to `recursion_misses`, its last word here. Zeroes ask for no arrays.
+    let mut info = [0u64; 27];
+    let fd = program.as_raw_fd() as u32;
+    let len = size_of_val(&info) as u32;
+    let mut attr = InfoAttr { fd, len, info: (&raw mut info) as u64 };
+    // SAFETY: the attribute and the buffer outlive the call, and the kernel writes no more than `len`.
+    let answer = unsafe {
+        let size = size_of::<InfoAttr>();
+        libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attr, size)
+    };
+    check("bpf(BPF_OBJ_GET_INFO_BY_FD)", answer)?;
+    Ok(info[26])
 }

@@ -21,6 +21,8 @@ pub mod netns;
 pub mod pidfd;
 pub mod procfd;
 pub mod sched;
+#[cfg(feature = "cli")]
+pub(crate) mod signal;
 pub mod sockopt;
 pub mod spawn;
 

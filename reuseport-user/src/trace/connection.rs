@@ -20,7 +20,7 @@ pub struct Connection {
     pub listener: u64,
     /// The client.
     pub client: SocketAddr,
-    /// How it came; `None` for one that waited already when the trace began.
+    /// How it came; `None` for one that was not seen to come.
     #[serde(flatten)]
     pub arrival: Option<Arrival>,
     /// The CPU that accepted it.

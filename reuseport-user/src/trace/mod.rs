@@ -5,6 +5,7 @@
 //! touched.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::fs::File;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use reuseport_common::observe::Total;
@@ -74,6 +75,8 @@ pub struct Trace {
     /// How long it was traced, once it is over.
     lasted: Option<Duration>,
     last: Reading,
+    /// Keeps the namespace that `target` names by its descriptor.
+    _netns: Option<File>,
 }
 
 impl Trace {
@@ -90,7 +93,9 @@ impl Trace {
         let topology = Topology::read()?;
         // The listeners on one port that a target means are all in one namespace.
         let netns = &groups[0].netns;
-        let mut look = Look::open(target, netns)?;
+        // Also when others begin to listen on the port elsewhere.
+        let (target, keeps) = target.within(netns)?;
+        let mut look = Look::open(&target, netns)?;
         let traced = listeners(&groups, &queues(&mut look, groups.iter().map(|it| it.key))?);
         // Room for as many more, which a rolling restart brings.
         let room = (traced.len() * 2).max(FEWEST);
@@ -103,14 +108,29 @@ impl Trace {
         };
         let cookies: Vec<u64> = traced.iter().map(|it| it.cookie).collect();
         let observe = Observe::start(&options, &cookies)?;
-        let (target, started) = (target.clone(), Instant::now());
-        let last = Reading::default();
-        Ok(Self { target, topology, observe, look, traced, room, started, lasted: None, last })
+        let (started, lasted, last) = (Instant::now(), None, Reading::default());
+        Ok(Self {
+            target,
+            topology,
+            observe,
+            look,
+            traced,
+            room,
+            started,
+            lasted,
+            last,
+            _netns: keeps,
+        })
     }
 
     /// How accepts are seen.
     pub fn hook(&self) -> Hook {
         self.observe.hook
+    }
+
+    /// Why they are not seen at [`Hook::Function`].
+    pub fn why(&self) -> Option<&str> {
+        self.observe.why.as_deref()
     }
 
     /// The listeners, in order of their indices.
@@ -123,7 +143,8 @@ impl Trace {
         let there = self.look.cookies()?;
         let known: BTreeSet<u64> = self.traced.iter().map(|it| it.cookie).collect();
         if !there.is_subset(&known) && self.traced.len() < self.room {
-            self.welcome(&known)?;
+            // Looking at processes that come and go can fail; what is counted does not depend on it.
+            let _next_time = self.welcome(&known);
         }
         let keys = self.traced.iter().map(|it| it.group);
         let queues = queues(&mut self.look, keys.collect::<Vec<_>>())?;
@@ -135,7 +156,10 @@ impl Trace {
                 Some(queue) => queue.dropped.wrapping_sub(listener.dropped).into(),
                 None => self.last.listeners.get(index as usize).map_or(0, |it| it.dropped),
             };
-            let by_cpu = self.observe.times(index)?.iter().map(OfCpu::from).collect();
+            let by_cpu = self.observe.times(index)?;
+            let by_cpu = by_cpu.iter().map(OfCpu::from).zip(0..);
+            let by_cpu = by_cpu.filter(|(times, _)| *times != OfCpu::default());
+            let by_cpu = by_cpu.map(|(times, cpu)| (cpu, times)).collect();
             reading.listeners.push(OfListener { by_cpu, queue, dropped });
         }
         reading.pairs = self.observe.pairs()?;
@@ -144,9 +168,19 @@ impl Trace {
             events: self.observe.total(Total::LostEvents)?,
             other_listeners: self.observe.total(Total::Unlisted)?,
             pairs: self.observe.total(Total::Unpaired)?,
+            missed: self.observe.missed(),
         };
+        if self.traced.len() == self.room {
+            let traced = |cookie: &&u64| self.traced.iter().any(|it| it.cookie == **cookie);
+            reading.no_room = there.iter().filter(|it| !traced(it)).count() as u64;
+        }
         self.last = reading.clone();
         Ok(reading)
+    }
+
+    /// The last reading, for when there cannot be another one.
+    pub fn last(&self) -> &Reading {
+        &self.last
     }
 
     /// What a reading means.
@@ -172,11 +206,7 @@ impl Trace {
     }
 
     fn welcome(&mut self, known: &BTreeSet<u64>) -> Result<(), TraceError> {
-        let groups = match discover(&self.target) {
-            // Gone again.
-            Err(DiscoverError::NobodyListens { .. }) => return Ok(()),
-            found => found?,
-        };
+        let groups = discover(&self.target)?;
         let queues = queues(&mut self.look, groups.iter().map(|it| it.key))?;
         let mut new = listeners(&groups, &queues);
         new.retain(|it| !known.contains(&it.cookie));

@@ -22,13 +22,15 @@ pub struct Reading {
     pub queued: u64,
     /// What is not in the rest.
     pub lost: Lost,
+    /// Listeners that are there but not traced, because there is no room for more.
+    pub no_room: u64,
 }
 
 /// What was taken down of one listener.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OfListener {
-    /// By the CPU that accepted.
-    pub by_cpu: Vec<OfCpu>,
+    /// By the CPU that accepted, those that did.
+    pub by_cpu: BTreeMap<Cpu, OfCpu>,
     /// Its accept queue; `None` for one that is gone.
     pub queue: Option<Queue>,
     /// Connections that were dropped.
@@ -60,6 +62,9 @@ pub struct Lost {
     pub other_listeners: u64,
     /// In no pair of CPUs, because the map was full.
     pub pairs: u64,
+    /// Runs of the programs, for any TCP socket on the host, that the kernel left out because one was
+    /// running on the CPU already: at most so many connections were not seen to come, or not counted.
+    pub missed: u64,
 }
 
 impl From<&Times> for OfCpu {
@@ -82,7 +87,8 @@ impl Reading {
         new.elapsed = self.elapsed.saturating_sub(earlier.elapsed);
         for (now, before) in new.listeners.iter_mut().zip(&earlier.listeners) {
             now.dropped = now.dropped.saturating_sub(before.dropped);
-            for (now, before) in now.by_cpu.iter_mut().zip(&before.by_cpu) {
+            for (cpu, now) in &mut now.by_cpu {
+                let Some(before) = before.by_cpu.get(cpu) else { continue };
                 now.waits = now.waits.since(&before.waits);
                 now.handshakes = now.handshakes.since(&before.handshakes);
                 now.unseen = now.unseen.saturating_sub(before.unseen);
@@ -96,6 +102,7 @@ impl Reading {
             events: self.lost.events.saturating_sub(earlier.lost.events),
             other_listeners: self.lost.other_listeners.saturating_sub(earlier.lost.other_listeners),
             pairs: self.lost.pairs.saturating_sub(earlier.lost.pairs),
+            missed: self.lost.missed.saturating_sub(earlier.lost.missed),
         };
         new
     }
@@ -108,13 +115,15 @@ mod tests {
     #[test]
     fn a_difference_counts_what_is_new() {
         let reading = |count: u64, seconds| {
-            let by_cpu = vec![OfCpu { unseen: count, longest: 7, ..OfCpu::default() }];
+            let by_cpu =
+                BTreeMap::from([(3, OfCpu { unseen: count, longest: 7, ..OfCpu::default() })]);
             Reading {
                 elapsed: Duration::from_secs(seconds),
                 listeners: vec![OfListener { by_cpu, queue: None, dropped: count * 2 }],
                 pairs: BTreeMap::from([((0, 0, 1), count)]),
                 queued: count,
-                lost: Lost { events: count, ..Lost::default() },
+                lost: Lost { events: count, missed: count, ..Lost::default() },
+                no_room: 1,
             }
         };
         let mut later = reading(5, 3);
@@ -122,9 +131,10 @@ mod tests {
         later.pairs.insert((1, 0, 0), 4);
         let new = later.since(&reading(2, 1));
         assert_eq!(new.elapsed, Duration::from_secs(2));
-        assert_eq!((new.listeners[0].dropped, new.listeners[0].by_cpu[0].unseen), (6, 3));
-        assert_eq!((new.listeners[0].by_cpu[0].longest, new.listeners[1].dropped), (7, 1));
+        assert_eq!((new.listeners[0].dropped, new.listeners[0].by_cpu[&3].unseen), (6, 3));
+        assert_eq!((new.listeners[0].by_cpu[&3].longest, new.listeners[1].dropped), (7, 1));
         assert_eq!((new.pairs[&(0, 0, 1)], new.pairs[&(1, 0, 0)]), (3, 4));
-        assert_eq!((new.queued, new.lost.events), (3, 3));
+        assert_eq!((new.queued, new.lost.events, new.lost.missed), (3, 3, 3));
+        assert_eq!(new.no_room, 1);
     }
 }

@@ -28,6 +28,8 @@ pub struct Summary {
     pub cpus: Vec<CpuSummary>,
     /// What is not in the rest.
     pub lost: Lost,
+    /// Listeners that are there but not traced, because there is no room for more.
+    pub no_room: u64,
 }
 
 /// A group's listeners.
@@ -70,7 +72,8 @@ pub struct ListenerSummary {
 pub struct Measures {
     /// Connections that were accepted.
     pub accepted: u64,
-    /// Among them, those that waited already when the trace began: nothing else is known of them.
+    /// Among them, those that were not seen to come: they waited already when the trace began, or
+    /// were accepted before their handshake ended (TCP Fast Open). Nothing else is known of them.
     pub unseen: u64,
     /// How near the accepting CPU was to the receiving one.
     pub locality: Locality,
@@ -181,8 +184,7 @@ impl Summary {
         for ((of, listener), index) in reading.listeners.iter().zip(traced).zip(0..) {
             let (group, listeners) = groups.entry(listener.group).or_default();
             let mut own = Sum::default();
-            for (cpu, at) in of.by_cpu.iter().zip(0..).filter(|(cpu, _)| **cpu != OfCpu::default())
-            {
+            for (&at, cpu) in &of.by_cpu {
                 let on_cpu = &mut cpus.entry(at).or_default().0;
                 for sum in [&mut own, &mut *group, &mut total, on_cpu] {
                     sum.add(cpu);
@@ -225,6 +227,7 @@ impl Summary {
             groups: groups.collect(),
             cpus: cpus.filter(did).collect(),
             lost: reading.lost,
+            no_room: reading.no_room,
         }
     }
 }

@@ -79,6 +79,8 @@ fn offsets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
         v4: common("skc_daddr")?,
         v6: common("skc_v6_daddr")?,
         client_port: common("skc_dport")?,
+        state: common("skc_state")?,
+        socket: btf.offset("sock", "sk_socket")?,
         waiting: btf.offset("sock", "sk_ack_backlog")?,
         round_trip: btf.offset("tcp_sock", "srtt_us")?,
         sock: btf.offset("socket", "sk")?,

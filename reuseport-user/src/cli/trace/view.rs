@@ -44,7 +44,16 @@ pub(super) fn table(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         line.extend(measures(&it.measures, &distances));
         line
     });
-    columns(out, &heads, lines.collect())
+    columns(out, &heads, lines.collect())?;
+    // Also between: what goes to those that are not traced looks like an outage.
+    notices(out, &no_room(summary.no_room))
+}
+
+fn no_room(listeners: u64) -> Vec<Notice> {
+    let s = if listeners == 1 { "" } else { "s" };
+    let what = || format!("no room for {listeners} listener{s}: their connections are not counted");
+    let notice = || Notice { what: what(), remedy: "start trace again".to_owned() };
+    (listeners > 0).then(notice).into_iter().collect()
 }
 
 /// One CPU, and those that there are of the others.
@@ -95,8 +104,9 @@ fn remarks(summary: &Summary) -> Vec<Notice> {
     let remarks = [
         (
             summary.total.unseen,
-            "waited already when the trace began",
-            "nothing is known of how long; trace for longer",
+            "were not seen to come",
+            "they waited already when the trace began, or were accepted before their handshake ended \
+             (TCP Fast Open); nothing is known of how long they waited",
         ),
         (
             lost.other_listeners,
@@ -109,6 +119,11 @@ fn remarks(summary: &Summary) -> Vec<Notice> {
             "who reads the lines is too slow; filter or write them into a file",
         ),
         (lost.pairs, "are in no count by CPU", "trace fewer listeners with --addr"),
+        (
+            lost.missed,
+            "or fewer were not seen",
+            "the kernel left out so many runs of the programs, for any socket on the host",
+        ),
     ];
     let told = remarks.into_iter().filter(|(connections, ..)| *connections > 0);
     let notice = |(connections, what, remedy): (u64, &str, &str)| Notice {
@@ -129,6 +144,12 @@ mod tests {
         assert_eq!(time(1500.0), "1.5 ms");
         assert_eq!(time(300_000.0), "300 ms");
         assert_eq!(time(2_500_000.0), "2.5 s");
+    }
+
+    #[test]
+    fn who_has_no_room_is_told() {
+        assert_eq!(no_room(0), []);
+        assert!(no_room(1)[0].what.starts_with("no room for 1 listener:"));
     }
 
     #[test]

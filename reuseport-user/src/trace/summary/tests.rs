@@ -21,12 +21,16 @@ fn times(nanoseconds: &[u64]) -> OfCpu {
 fn adds_up_by_listener_group_and_cpu() {
     // Two nodes of two caches of two cores of two threads: 0 and 8 are siblings.
     let topology = machine(2, 2, 2, 2).build();
-    let of = |by_cpu| OfListener { by_cpu, queue: None, dropped: 1 };
+    let of = |by_cpu: &[(Cpu, OfCpu)]| OfListener {
+        by_cpu: by_cpu.iter().cloned().collect(),
+        queue: None,
+        dropped: 1,
+    };
     let reading = Reading {
         elapsed: Duration::from_secs(2),
         listeners: vec![
-            of(vec![times(&[1000, 1000]), times(&[5000])]),
-            of(vec![OfCpu::default(), times(&[300_000_000])]),
+            of(&[(0, times(&[1000, 1000])), (1, times(&[5000]))]),
+            of(&[(1, times(&[300_000_000]))]),
         ],
         pairs: BTreeMap::from([
             ((0, 0, 0), 1),
@@ -37,9 +41,10 @@ fn adds_up_by_listener_group_and_cpu() {
         ]),
         queued: 5,
         lost: Lost::default(),
+        no_room: 2,
     };
     let summary = Summary::of(&reading, &[traced(1), traced(100)], Hook::Function, &topology);
-    assert_eq!((summary.total.accepted, summary.queued), (4, 5));
+    assert_eq!((summary.total.accepted, summary.queued, summary.no_room), (4, 5, 2));
     assert_eq!(summary.total.locality.counts(), [1, 1, 1, 1, 0]);
     let [first, second] = summary.groups.as_slice() else { panic!("{summary:#?}") };
     assert_eq!((first.total.accepted, second.total.accepted), (3, 1));
@@ -57,7 +62,7 @@ fn adds_up_by_listener_group_and_cpu() {
 
 #[test]
 fn the_unseen_are_accepted_all_the_same() {
-    let by_cpu = vec![OfCpu { unseen: 3, ..OfCpu::default() }];
+    let by_cpu = BTreeMap::from([(0, OfCpu { unseen: 3, ..OfCpu::default() })]);
     let listeners = vec![OfListener { by_cpu, ..OfListener::default() }];
     let reading = Reading { listeners, ..Reading::default() };
     let summary = Summary::of(&reading, &[traced(1)], Hook::Syscalls, &machine(1, 1, 1, 1).build());
