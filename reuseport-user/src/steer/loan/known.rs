@@ -3,14 +3,17 @@
 
 use std::collections::HashMap;
 
+use reuseport_common::abi::EVICTED;
+
 use crate::bpf::pins::Pins;
 use crate::discover::procfs;
-use crate::model::{Cpu, CpuSet, Evidence, Group, Served, Worker};
+use crate::model::{Cpu, CpuSet, Evidence, Group, Listener, Served, Worker};
 use crate::steer::attach::AttachReport;
-use crate::steer::intent::Intents;
+use crate::steer::intent::{Intent, Intents};
 use crate::steer::{AttachOptions, SteerError};
 
-/// The CPUs that the plan in force counts listeners on, by cookie.
+/// The CPUs that the plan in force counts listeners on, by cookie. Refuses where workers publish
+/// their loads: a server maps them once, and would go on with the maps of before.
 pub(super) fn homes(
     group: &Group,
     options: &AttachOptions,
@@ -18,14 +21,23 @@ pub(super) fn homes(
     let Some(pinned) = Pins::at(&options.settings.bpffs)?.open(&group.key)? else {
         return Ok(HashMap::new());
     };
+    let cookies = pinned.maps.sockets.cookies().map_err(SteerError::of(&group.key))?;
+    let limited = |(slot, _)| pinned.maps.load(slot).limit & !EVICTED != 0;
+    if (0..).zip(cookies).filter(|(_, cookie)| cookie.is_some()).any(limited) {
+        let why = "its server publishes load limits (a `LoadGuard` of the library), which \
+                   would be without effect after it until the server is started again; measure a server \
+                   that sets none"
+            .to_owned();
+        return Err(SteerError::NotToBorrow { group: group.key, why });
+    }
     let intents = Intents::read(&pinned.maps).map_err(SteerError::of(&group.key))?;
-    let home = |(cookie, intent): (u64, crate::steer::intent::Intent)| Some((cookie, intent.home?));
+    let home = |(cookie, intent): (u64, Intent)| Some((cookie, intent.home?));
     Ok(intents.into_map().into_iter().filter_map(home).collect())
 }
 
 /// Who serves each listener, by cookie: as it was seen, or else by its home.
 pub(super) fn served(group: &Group, homes: &HashMap<u64, Cpu>) -> HashMap<u64, Served> {
-    let known = |it: &crate::model::Listener| match (&it.served, it.holders.first()) {
+    let known = |it: &Listener| match (&it.served, it.holders.first()) {
         (Served::By(_), _) => Some((it.cookie, it.served.clone())),
         (Served::Unknown(_), Some(holder)) => {
             let worker = Worker {

@@ -8,7 +8,7 @@ use super::Mode;
 use crate::bpf::owner::Attached;
 use crate::plan::policy_str;
 use crate::rungs::Rung;
-use crate::steer::status::{Counters, GroupStatus};
+use crate::steer::status::{Counters, GroupStatus, ListenerStatus};
 
 /// What is in force, at one moment.
 #[derive(Clone, Debug)]
@@ -26,7 +26,7 @@ pub struct Look {
 
 impl Look {
     pub(super) fn of(status: GroupStatus) -> Self {
-        let seat = |it: &crate::steer::status::ListenerStatus| Some((it.slot?, it.listener.cookie));
+        let seat = |it: &ListenerStatus| Some((it.slot?, it.listener.cookie));
         let steering = status.steering.filter(|it| it.in_force);
         Self {
             rung: status.rung.rung,
