@@ -189,7 +189,7 @@ pub fn ignores(signal: i32) -> bool {
     // SAFETY: a sigaction is plain data; all zero is a valid one.
     let mut action: libc::sigaction = unsafe { std::mem::zeroed() };
     // SAFETY: nothing is set; `action` is writable and outlives the call.
-    let result = unsafe { libc::sigaction(signal, std::ptr::null(), &raw mut action) };
+    let result = unsafe { libc::sigaction(signal, ptr::null(), &raw mut action) };
     result == 0 && action.sa_sigaction == libc::SIG_IGN
 }
 
