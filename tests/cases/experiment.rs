@@ -187,7 +187,7 @@ fn what_it_found_is_restored_when_a_signal_ends_it() {
     scene.cli("attach", &["--rung", "incoming-cpu"]).run().ok();
     let preferred = scene.steering();
     assert_eq!(preferred["rung"], "incoming-cpu");
-    scene.interrupt("hash,cpu", libc::SIGHUP);
+    scene.interrupt("hash,cpu", libc::SIGQUIT);
     assert_eq!(scene.steering(), preferred);
     scene.cli("detach", &[]).run().ok();
     assert_eq!(scene.steering(), nothing);
@@ -235,6 +235,41 @@ fn a_load_that_gives_no_figure_ends_it() {
     // In the middle: what was found is in force again, and the load's failure is told.
     let later = connect("echo >> $1/runs; echo rate = 1; [ $(wc -l < $1/runs) -lt 7 ]");
     scene.fails(&later.command(), &[], 9, &["load command failed", "status: 1"]);
+}
+
+#[test]
+fn who_else_steers_meanwhile_ends_it() {
+    require::cpus(2);
+    let scene = Scene::new();
+    let bpffs = scene.bpffs.path().to_str().expect("a path of ours is text");
+    let verb = |verb: &str| {
+        let here = format!("--port 8080 --netns /proc/self/ns/net --bpffs {bpffs}");
+        let line = format!("{} {verb} {here} >&2", binary::path().display());
+        Script::new(&format!("{CONNECT}\n{line}\necho rate = 1"))
+    };
+    // In whichever mode it happens first.
+    let words = ["after a run of the load ", "not in force any more"];
+    scene.fails(&verb("attach").command(), &["--compare", "hash,random"], 7, &words);
+    scene.fails(&verb("detach").command(), &["--compare", "random,random"], 7, &words);
+
+    // Whom an operator drained stays so.
+    let load = verb("drain --slot 0");
+    let more = ["--metric", "rate = (.*)", "--compare", "cpu,random"];
+    let drained = scene.experiment(&load.command(), &more);
+    refused(&drained, 7, &["drained meanwhile", "left as it is now"]);
+    let status = scene.cli("status", &["--json"]).run().ok().json()[0].clone();
+    let roles: Vec<_> =
+        status["listeners"].as_array().expect("listeners").iter().map(|it| &it["role"]).collect();
+    assert!(roles.contains(&&json!("drained")), "{status:#}");
+    scene.cli("detach", &[]).run().ok();
+
+    // What was steered before is steered again, and without whom was drained.
+    scene.cli("attach", &[]).run().ok();
+    refused(&scene.experiment(&load.command(), &more), 7, &["drained meanwhile"]);
+    let steered = scene.steering();
+    assert_eq!(steered["policy"], "cpu", "{steered:#}");
+    assert!(steered["listeners"].to_string().contains("drained"), "{steered:#}");
+    scene.cli("detach", &[]).run().ok();
 }
 
 #[test]

@@ -134,6 +134,11 @@ fn threads_that_spin_are_refused_until_they_are_named() {
         assert!(tally.replies.keys().all(|(_, worker)| *worker != tids[0].to_string()), "{tally}");
         steer.run("undrain", &["--slot", "0"]).ok();
         exchanges(netns, &plain(), 30).assert_local(local);
+        // An experiment takes the rows away, and still knows them in the end.
+        let connect = format!("bash -c ': <>/dev/tcp/127.0.0.1/{PORT}'; echo x = 1");
+        let more = ["--metric", "x = (.*)", "--compare", "hash,cpu", "--rounds", "6"];
+        steer.run("experiment", &[&["--load", &connect][..], &more].concat()).ok();
+        exchanges(netns, &plain(), 30).assert_local(local);
         steer.detach();
         let name = |(tid, cpu)| format!("--worker={}/{tid}={cpu}", server.pid());
         let named: Vec<_> = tids.iter().zip(&order).map(name).collect();

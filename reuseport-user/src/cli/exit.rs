@@ -96,6 +96,7 @@ fn experiment(error: &ExperimentError) -> u8 {
         | ExperimentError::NotReached { .. } => NOT_MEASURED,
         ExperimentError::Signals(_) => SYSTEM,
         ExperimentError::Interrupted(_) => OTHER,
+        ExperimentError::Changed { .. } => CONFLICT,
         ExperimentError::NotGivenBack { first, then } => {
             first.as_ref().map_or_else(|| steer(then), |first| experiment(first))
         }

@@ -9,8 +9,9 @@ use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
-use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
+use signal_hook::consts::{SIGHUP, SIGINT, SIGQUIT, SIGTERM};
 
+use crate::sys::signal::is_ignored;
 use crate::sys::spawn;
 
 /// How often to look whether it has ended.
@@ -81,7 +82,9 @@ impl Interrupts {
     /// From now on they do not end the process.
     pub(super) fn catch() -> io::Result<Self> {
         let last = Arc::new(AtomicUsize::new(0));
-        for signal in [SIGINT, SIGTERM, SIGHUP] {
+        // Whoever started us with `nohup` wants us to outlive the terminal.
+        let minded = [SIGINT, SIGTERM, SIGQUIT, SIGHUP].into_iter();
+        for signal in minded.filter(|&it| it != SIGHUP || !is_ignored(it).unwrap_or(false)) {
             signal_hook::flag::register_usize(signal, Arc::clone(&last), signal as usize)?;
         }
         Ok(Self(last))
@@ -93,23 +96,31 @@ impl Interrupts {
             0 => None,
             SIGINT => Some("SIGINT"),
             SIGTERM => Some("SIGTERM"),
+            SIGQUIT => Some("SIGQUIT"),
             _ => Some("SIGHUP"),
         }
     }
 }
 
-/// A run of the load; its whole group is killed when this is dropped before it has ended.
+/// A run of the load; its whole group is killed when this is dropped, also what the shell left.
 struct Running {
     child: Child,
     ended: bool,
 }
 
+impl Running {
+    fn end(&mut self) -> io::Result<ExitStatus> {
+        // A zombie at worst, so that the number of its group is its own; after the wait it is not.
+        spawn::kill_group(self.child.id());
+        self.ended = true;
+        self.child.wait()
+    }
+}
+
 impl Drop for Running {
     fn drop(&mut self) {
         if !self.ended {
-            // Not waited for yet, so its id is still its own.
-            spawn::kill_group(self.child.id());
-            let _status = self.child.wait();
+            let _status = self.end();
         }
     }
 }
@@ -129,13 +140,12 @@ pub(super) fn run(
     shell.args(["-c", command]).stdin(Stdio::null());
     shell.stdout(stdout.map_err(start)?).stderr(stderr.map_err(start)?);
     // Out of reach of the terminal's Ctrl-C: we end it, and then restore.
-    let child = shell.process_group(0).spawn().map_err(start)?;
-    let mut running = Running { child, ended: false };
+    let mut running =
+        Running { child: shell.process_group(0).spawn().map_err(start)?, ended: false };
     let begin = Instant::now();
     let status = loop {
-        if let Some(status) = running.child.try_wait().map_err(start)? {
-            running.ended = true;
-            break Some(status);
+        if spawn::has_ended(running.child.id()) {
+            break Some(running.end().map_err(start)?);
         }
         if interrupts.came().is_some() {
             return Err(LoadError::Interrupted);
@@ -200,6 +210,17 @@ mod tests {
         assert!(begin.elapsed() < Duration::from_mins(1));
         sleep(Duration::from_millis(2500));
         assert!(!file.exists(), "a child of it went on");
+    }
+
+    #[test]
+    fn what_it_leaves_in_the_background_is_killed() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("late");
+        let late = format!("(sleep 1; touch {}) & echo left", file.display());
+        let output = run_quietly(&late, Duration::from_mins(1)).unwrap();
+        assert_eq!(output.stdout, "left\n");
+        sleep(Duration::from_millis(1500));
+        assert!(!file.exists(), "it went on");
     }
 
     #[test]

@@ -9,7 +9,6 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 
 use crate::measure::{FEWEST_PAIRS, Rng, Ticks, draw_seed, orders};
 use crate::steer::loan::{Loan, Mode};
-use crate::steer::status::Counters;
 use crate::steer::{AttachOptions, SteerError};
 
 mod load;
@@ -93,6 +92,18 @@ pub enum ExperimentError {
     NotReached {
         /// The group.
         group: String,
+    },
+    /// Somebody else steers the group too.
+    #[error(
+        "{group}: after a run of the load {mode}, which had been put in force for it, was not in force any \
+         more: somebody else attached or detached (`run` does, when a copy ends), or the server began to \
+         listen anew; nothing else may change how the port is steered meanwhile"
+    )]
+    Changed {
+        /// The group.
+        group: String,
+        /// What was put in force.
+        mode: &'static str,
     },
     /// A signal.
     #[error("ended by {0}")]
@@ -197,7 +208,7 @@ impl Seen<'_> {
         }
         let mode = self.options.modes[arm];
         loan.put_on(mode)?;
-        let before = loan.counters()?;
+        let before = loan.look()?;
         let begin = Instant::now();
         let output = match load::run(&self.options.load, self.options.timeout, &self.interrupts) {
             Err(LoadError::Interrupted) => {
@@ -215,22 +226,18 @@ impl Seen<'_> {
             })
         };
         let values = self.options.metrics.iter().map(read).collect::<Result<Vec<f64>, _>>()?;
-        let (selections, local) = grown(before.as_ref(), loan.counters()?.as_ref());
+        let after = loan.look()?;
+        if !after.is_still(&before, mode) {
+            let group = loan.group().key.to_string();
+            return Err(ExperimentError::Changed { group, mode: name(mode) });
+        }
+        let (selections, local) = after.grown(&before);
         if matches!(mode, Mode::Ebpf(_)) && selections == Some(0) {
             return Err(ExperimentError::NotReached { group: loan.group().key.to_string() });
         }
         self.bar.inc(1);
         Ok(Run { round, arm, seconds, values, selections, local })
     }
-}
-
-/// By how much selections, and those of them that were local, grew. Both start again from 0 when
-/// listeners change: then they are not known.
-fn grown(before: Option<&Counters>, after: Option<&Counters>) -> (Option<u64>, Option<u64>) {
-    let of = |figure: fn(&Counters) -> Option<u64>| -> Option<u64> {
-        figure(after?)?.checked_sub(figure(before?)?)
-    };
-    (of(|it| Some(it.selections())), of(|it| it.local))
 }
 
 /// As `--compare` has it.

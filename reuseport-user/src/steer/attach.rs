@@ -17,7 +17,7 @@ use crate::bpf::owner::Attached;
 use crate::bpf::pins::{LockedPins, Pinned, Pins};
 use crate::discover::overrides::Overrides;
 use crate::discover::{Target, discover};
-use crate::model::{Group, GroupKey};
+use crate::model::{Group, GroupKey, Served};
 use crate::plan::Plan;
 use crate::rungs::{Applied, Choice, Rung};
 use crate::topology::Topology;
@@ -42,6 +42,9 @@ pub struct AttachOptions {
     pub target: Target,
     /// What the user knows better.
     pub overrides: Overrides,
+    /// Who serves listeners, by cookie, instead of what discovery sees of them; `overrides` go on
+    /// top. For callers who looked before: a thread that is busy cannot be seen.
+    pub served: HashMap<u64, Served>,
     /// What a row means.
     pub policy: Policy,
     /// Shares that are not the normal one.
@@ -70,6 +73,7 @@ impl AttachOptions {
         Self {
             target,
             overrides: Overrides::default(),
+            served: HashMap::new(),
             policy: Policy::Cpu,
             weights: Vec::new(),
             shares: HashMap::new(),
@@ -238,6 +242,11 @@ fn find(options: &AttachOptions) -> Result<Targets, SteerError> {
     let mut groups = discover(&options.target)?;
     let topology = Topology::read()?;
     options.overrides.check(&topology.possible())?;
+    for listener in groups.iter_mut().flat_map(|group| &mut group.listeners) {
+        if let Some(served) = options.served.get(&listener.cookie) {
+            listener.served.clone_from(served);
+        }
+    }
     options.overrides.apply(&mut groups)?;
     check_weights(&groups, &options.weights)?;
     let (groups, alone): (Vec<_>, Vec<_>) =

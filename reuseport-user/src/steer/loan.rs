@@ -1,24 +1,39 @@
 //! A group on loan: steered in several ways one after the other, and given back as it was found.
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
+use std::thread::sleep;
+use std::time::{Duration, Instant};
 
 use reuseport_common::abi::{Policy, Role};
 use serde::Serialize;
 
 use crate::bpf::pins::{AgentLock, Pins};
 use crate::discover::acquire::with_listener;
+use crate::discover::overrides::Overrides;
 use crate::discover::{DiscoverError, Target, discover};
-use crate::model::{Cpu, Group, GroupKey, Listener};
+use crate::model::{Cpu, Group, GroupKey, Listener, Served};
 use crate::plan::{NORMAL_WEIGHT, policy_str};
 use crate::rungs::{self, Rung, RungError, Trace};
 
-use super::attach::{AttachOptions, Ladder, attach};
+use super::attach::{AttachOptions, AttachReport, Ladder, attach};
 use super::detach::{Detached, detach};
 use super::fit::explain_alone;
 use super::rung::Traces;
-use super::status::{Counters, GroupStatus, status};
+use super::status::{GroupStatus, status};
 use super::{Settings, SteerError};
+
+mod known;
+mod look;
+
+pub use self::look::Look;
+
+/// How long giving back is tried. Arbitrary: a server that restarts its workers, or another command
+/// that holds the lock, is done sooner.
+const PATIENCE: Duration = Duration::from_secs(5);
+/// Pause between two tries.
+const PAUSE: Duration = Duration::from_millis(200);
 
 /// One way to steer a group.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,6 +75,9 @@ pub struct Loan {
     options: AttachOptions,
     found: Found,
     before: Before,
+    /// Who served the listeners when it was borrowed, by cookie: a thread that is busy later cannot be
+    /// seen.
+    known: HashMap<u64, Served>,
     given_back: bool,
     // Dropped last.
     _agent: Agent,
@@ -88,6 +106,10 @@ impl Loan {
         let status = status.ok_or(SteerError::Vanished { group: group.key })?;
         let before = Before::of(&status, &group)?;
         let found = Found::of(&status);
+        let homes = match before {
+            Before::Ebpf(_) => known::homes(&group, options)?,
+            Before::Below(_) => HashMap::new(),
+        };
         let share = |it: &super::status::ListenerStatus| (it.listener.cookie, it.weight);
         let options = AttachOptions {
             target,
@@ -95,17 +117,17 @@ impl Loan {
             log: status.steering.is_some_and(|steering| steering.logs),
             ..options.clone()
         };
-        let given_back = true;
+        let (known, given_back) = (known::served(&group, &homes), true);
         let mut loan =
-            Self { group, options, found, before, given_back, _agent: agent, _netns: netns };
-        let again = match loan.before {
-            Before::Ebpf(policy) => Some(Mode::Ebpf(policy)),
-            Before::Below(_) => None,
-        };
-        for &mode in modes.iter().chain(&again) {
-            if let Some(options) = loan.attach_options(mode) {
-                attach(&AttachOptions { dry_run: true, ..options })?;
-            }
+            Self { group, options, found, before, known, given_back, _agent: agent, _netns: netns };
+        if let Some(options) = loan.options_before() {
+            let planned = loan.attach(&AttachOptions { dry_run: true, ..options })?;
+            // Whom the user placed otherwise when it was attached is there in every mode.
+            loan.options.served = known::told(&planned, &homes);
+            loan.known.extend(loan.options.served.clone());
+        }
+        for options in modes.iter().filter_map(|&mode| loan.attach_options(mode)) {
+            loan.attach(&AttachOptions { dry_run: true, ..options })?;
         }
         loan.given_back = false;
         Ok(loan)
@@ -121,25 +143,54 @@ impl Loan {
         &self.found
     }
 
-    /// Steers it so from now on. Connections that wait stay where they are; none is lost.
+    /// Steers it so from now on. Connections that wait stay where they are; none is lost. Refuses
+    /// where a worker was drained meanwhile: another mode would give it connections again.
     pub fn put_on(&mut self, mode: Mode) -> Result<(), SteerError> {
+        self.refuse_drained()?;
         match self.attach_options(mode) {
-            Some(options) => attach(&options).map(drop),
+            Some(options) => self.attach(&options).map(drop),
             None => self.detach(),
         }
     }
 
-    /// What our program counted since it was attached; `None` where none of ours is in force.
-    pub fn counters(&self) -> Result<Option<Counters>, SteerError> {
+    /// What is in force now.
+    pub fn look(&self) -> Result<Look, SteerError> {
         let all = status(Some(&self.options.target), &self.options.settings)?;
         let ours = all.into_iter().find(|it| it.group == self.group.key);
-        let steering = ours.and_then(|it| it.steering).filter(|it| it.in_force);
-        Ok(steering.map(|it| it.counters))
+        ours.map(Look::of).ok_or(SteerError::Vanished { group: self.group.key })
     }
 
     /// Gives the group back as it was found. What the program counted before is gone.
     pub fn give_back(mut self) -> Result<(), SteerError> {
         self.restore()
+    }
+
+    /// Attaches; whom it cannot see is where it was.
+    fn attach(&self, options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> {
+        match attach(options) {
+            Err(SteerError::UnknownWorkers { .. }) => {
+                attach(&AttachOptions { served: self.known.clone(), ..options.clone() })
+            }
+            done => done,
+        }
+    }
+
+    /// What makes it again as it was, where that was our program; overrides are the experiment's.
+    fn options_before(&self) -> Option<AttachOptions> {
+        let Before::Ebpf(policy) = self.before else { return None };
+        let options = self.attach_options(Mode::Ebpf(policy))?;
+        Some(AttachOptions { overrides: Overrides::default(), ..options })
+    }
+
+    fn refuse_drained(&self) -> Result<(), SteerError> {
+        if !self.look()?.leaves_out() {
+            return Ok(());
+        }
+        let why =
+            "a worker was drained meanwhile and would get connections again, so it is left as it \
+                   is now; `undrain` it, or wait until it has ended"
+                .to_owned();
+        Err(SteerError::NotToBorrow { group: self.group.key, why })
     }
 
     fn attach_options(&self, mode: Mode) -> Option<AttachOptions> {
@@ -170,19 +221,38 @@ impl Loan {
         if self.given_back {
             return Ok(());
         }
-        // Before the calls: what failed once is not tried again on the way out.
+        // Before the calls: what failed until the end is not tried again on the way out.
         self.given_back = true;
-        match &self.before {
-            &Before::Ebpf(policy) => match self.put_on(Mode::Ebpf(policy)) {
+        let begin = Instant::now();
+        loop {
+            match self.try_restore() {
+                // Workers may be on their way back, or the lock.
+                Err(error) if is_passing(&error) && begin.elapsed() < PATIENCE => sleep(PAUSE),
                 // The server was stopped: what is left to do is to clear its pins.
-                Err(SteerError::Discover(DiscoverError::NobodyListens { .. })) => self.detach(),
-                result => result,
-            },
-            Before::Below(cpus) => {
-                self.detach()?;
-                cpus.iter().try_for_each(|&(cookie, cpu)| self.prefer(cookie, cpu))
+                Err(SteerError::Discover(DiscoverError::NobodyListens { .. })) => {
+                    return self.detach();
+                }
+                result => return result,
             }
         }
+    }
+
+    fn try_restore(&self) -> Result<(), SteerError> {
+        if let Some(options) = self.options_before() {
+            // In place where the program is in force: whom somebody drained meanwhile stays so.
+            return self.attach(&options).map(drop);
+        }
+        let Before::Below(cpus) = &self.before else { return Ok(()) };
+        match self.refuse_drained() {
+            // Nobody is left who could be drained.
+            Err(
+                SteerError::Vanished { .. }
+                | SteerError::Discover(DiscoverError::NobodyListens { .. }),
+            ) => {}
+            result => result?,
+        }
+        self.detach()?;
+        cpus.iter().try_for_each(|&(cookie, cpu)| self.prefer(cookie, cpu))
     }
 
     /// Sets `SO_INCOMING_CPU` of a listener, if it is still there.
@@ -246,6 +316,14 @@ impl Before {
             (None, _) => Err(SteerError::Unseen { group: group.key, why: status.rung.why.clone() }),
         }
     }
+}
+
+/// Whether it may be otherwise soon.
+fn is_passing(error: &SteerError) -> bool {
+    !matches!(
+        error,
+        SteerError::Foreign { .. } | SteerError::Suspicious { .. } | SteerError::NotToBorrow { .. }
+    )
 }
 
 impl Found {

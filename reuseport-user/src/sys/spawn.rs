@@ -143,11 +143,20 @@ pub fn adopt_orphans() -> Result<(), SyscallError> {
 /// A child that has ended and was not reaped yet; `None` where there is none. It stays a zombie, so
 /// that its id and that of its process group mean nobody else.
 pub fn ended_child() -> Option<Pid> {
+    ended(libc::P_ALL, 0)
+}
+
+/// Whether a child has ended; it stays a zombie, as with [`ended_child`].
+pub fn has_ended(child: Pid) -> bool {
+    ended(libc::P_PID, child).is_some()
+}
+
+fn ended(which: libc::idtype_t, id: libc::id_t) -> Option<Pid> {
     // SAFETY: a siginfo_t is plain numbers; all zero is what the call leaves when there is nobody.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     // SAFETY: `info` is writable and outlives the call.
-    let result = unsafe { libc::waitid(libc::P_ALL, 0, &raw mut info, flags) };
+    let result = unsafe { libc::waitid(which, id, &raw mut info, flags) };
     // SAFETY: the call filled it in for a child, or left it zero.
     let pid = unsafe { info.si_pid() };
     (result == 0 && pid > 0).then_some(pid as Pid)

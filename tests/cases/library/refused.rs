@@ -4,6 +4,7 @@
 use std::net::SocketAddr;
 use std::os::fd::AsFd as _;
 
+use reuseport_tests::binary::Cli;
 use reuseport_tests::leak;
 use reuseport_tests::netns::Netns;
 use reuseport_tests::scene::{Scene, text};
@@ -232,6 +233,12 @@ fn what_is_published_is_what_the_program_reads() {
         let workers = group.take_workers();
         let (first, none) = (workers[0].load_guard(), (0, 0));
         assert!(first.is_published());
+        assert_eq!(loads(), [(0, 5), none]);
+        // Maps of a later program would not be those that it publishes in.
+        let experiment = ["experiment", "--netns", "/proc/self/ns/net", "--port", "8125"];
+        let load = ["--load", "echo x = 1", "--metric", "x = (.*)"];
+        let refused = Cli::new(experiment.into_iter().chain(load)).run().fails(7);
+        refused.says("publishes load limits");
         assert_eq!(loads(), [(0, 5), none]);
         let connections = [first.enter(), first.enter()];
         assert_eq!(loads(), [(2, 5), none]);
