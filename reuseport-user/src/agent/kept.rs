@@ -124,6 +124,12 @@ impl Kept {
                 return Ok(Outcome::Same);
             }
         } else {
+            if self.pinned.is_some() {
+                // A detach takes the program off before it removes the pins, and holds the lock until
+                // both are done: what it leaves is looked at, not what it was about to.
+                drop(Pins::at(&facts.options.settings.bpffs)?.lock()?);
+                self.is_in_force(group, attached, facts)?;
+            }
             if self.released {
                 return Ok(Outcome::Released);
             }
