@@ -5,7 +5,7 @@ use std::os::unix::net::UnixDatagram;
 use std::path::Path;
 use std::time::Duration;
 
-use reuseport_tests::launcher::{Launch, PATIENCE};
+use reuseport_tests::launcher::{Launch, Launcher, PATIENCE};
 use reuseport_tests::netns::Netns;
 use reuseport_tests::process::{children, must};
 use reuseport_tests::servers::{Language, Program, Script};
@@ -14,8 +14,23 @@ use reuseport_tests::{cpus, eventually, require};
 
 use super::{ALL, kill_and_wait, line, textbook};
 
-/// A server with a child that would stay: `$1` is the server.
-const WITH_CHILD: &str = "sleep 1000 & exec \"$1\" 8080";
+/// A server with a child that would stay.
+struct Parent {
+    script: Script,
+    server: Program,
+}
+
+impl Parent {
+    fn new() -> Self {
+        let script = Script::shell("sleep 1000 & exec \"$1\" 8080");
+        Self { script, server: Program::build(Language::C) }
+    }
+
+    fn launch<'a>(&self, netns: &'a Netns, options: &[&str]) -> Launcher<'a> {
+        let words = [self.script.path(), self.server.path()];
+        Launch::new(netns, line(options, &words.each_ref().map(String::as_str))).up()
+    }
+}
 
 fn comm(pid: u32) -> String {
     std::fs::read_to_string(format!("/proc/{pid}/comm")).unwrap_or_default().trim().to_owned()
@@ -84,11 +99,8 @@ fn a_crash_loop_ends_all_with_the_status_of_the_crash() {
 fn a_killed_launcher_leaves_no_process() {
     require::cpus(2);
     let netns = Netns::new();
-    let program = Program::build(Language::C);
-    let script = Script::shell(WITH_CHILD);
-    let (path, server) = (script.path(), program.path());
-    let words = [path.as_str(), &server];
-    let mut launcher = Launch::new(&netns, line(&ALL, &words)).up();
+    let parent = Parent::new();
+    let mut launcher = parent.launch(&netns, &ALL);
     let family = launcher.family();
     // Itself, its guard, and each worker with a child.
     assert_eq!(family.len(), 2 + 2 * cpus().len(), "{family:?}");
@@ -96,19 +108,16 @@ fn a_killed_launcher_leaves_no_process() {
     assert_eq!(launcher.wait(), None);
     launcher.assert_no_process_left();
     // And the port is free: the next one starts on it.
-    let next = Launch::new(&netns, line(&ALL, &words)).up();
+    let next = parent.launch(&netns, &ALL);
     next.stop();
 }
 
 #[test]
 fn a_killed_guard_is_replaced() {
     let netns = Netns::new();
-    let program = Program::build(Language::C);
-    let script = Script::shell(WITH_CHILD);
-    let (path, server) = (script.path(), program.path());
-    let words = [path.as_str(), &server];
+    let parent = Parent::new();
     let options = ["--port", "8080", "--workers", "1"];
-    let mut launcher = Launch::new(&netns, line(&options, &words)).up();
+    let mut launcher = parent.launch(&netns, &options);
     let worker = launcher.workers()[&0];
     let guard = launcher.children().into_iter().find(|&pid| pid != worker);
     kill(guard.expect("a guard"), libc::SIGKILL).expect("kill the guard");
@@ -123,11 +132,8 @@ fn a_killed_guard_is_replaced() {
 fn the_children_of_a_dead_worker_are_ended() {
     require::cpus(2);
     let netns = Netns::new();
-    let program = Program::build(Language::C);
-    let script = Script::shell(WITH_CHILD);
-    let (path, server) = (script.path(), program.path());
-    let words = [path.as_str(), &server];
-    let mut launcher = Launch::new(&netns, line(&ALL, &words)).up();
+    let parent = Parent::new();
+    let mut launcher = parent.launch(&netns, &ALL);
     let child = children(launcher.workers()[&0])[0];
     kill_and_wait(&mut launcher, 0, 2);
     assert!(!Path::new(&format!("/proc/{child}")).exists(), "{}", launcher.said());
