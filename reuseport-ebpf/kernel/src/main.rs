@@ -8,6 +8,7 @@
 mod maps;
 mod members;
 mod memory;
+mod object;
 
 // Included, not depended upon: cargo mixes the absolute path of a dependency outside its workspace
 // into symbol names, and the objects would differ from checkout to checkout.
@@ -148,14 +149,3 @@ fn count(index: u32) {
         unsafe { *counter = (*counter).wrapping_add(1) }
     }
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-// SAFETY: a section of its own, read by the loader.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

@@ -7,6 +7,7 @@
 #![no_main]
 
 mod memory;
+mod object;
 
 #[path = "../../../reuseport-common/src/hist.rs"]
 #[allow(dead_code, reason = "the user side uses the rest")]
@@ -256,14 +257,3 @@ fn count_pair(pair: u64) {
         count(Total::Unpaired);
     }
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-// SAFETY: a section of its own, read by the loader.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";

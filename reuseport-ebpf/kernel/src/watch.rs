@@ -8,6 +8,7 @@
 #![no_main]
 
 mod memory;
+mod object;
 
 #[path = "../../../reuseport-common/src/watch.rs"]
 #[allow(dead_code, reason = "the user side uses the rest")]
@@ -106,14 +107,3 @@ fn tell(socket: *const c_void, listens: bool) {
     // Full: the next look finds it.
     let _full = CHANGES.output::<Change>(&change, 0);
 }
-
-#[cfg(not(test))]
-#[panic_handler]
-fn panic(_info: &core::panic::PanicInfo<'_>) -> ! {
-    loop {}
-}
-
-// SAFETY: a section of its own, read by the loader.
-#[unsafe(link_section = "license")]
-#[unsafe(no_mangle)]
-static LICENSE: [u8; 13] = *b"Dual MIT/GPL\0";
