@@ -1,6 +1,8 @@
 //! How far the end has come, told to every core.
 
-use std::future::Future;
+use std::future::{Future, poll_fn};
+use std::pin::pin;
+use std::task::Poll;
 
 use tokio::sync::watch;
 
@@ -40,9 +42,36 @@ impl Stop {
         &self,
         phase: Phase,
     ) -> impl Future<Output = ()> + Send + 'static + use<> {
-        let mut phases = self.0.clone();
+        let (now, mut later) = (self.0.clone(), self.0.clone());
         async move {
-            let _ended_too = phases.wait_for(|now| *now >= phase).await;
+            let mut told = pin!(later.wait_for(|now| *now >= phase));
+            // The channel wakes one waiter after the other: who was woken for something else in
+            // between would be told an old phase.
+            poll_fn(|context| match *now.borrow() >= phase {
+                true => Poll::Ready(()),
+                false => told.as_mut().poll(context).map(|_ended_too| ()),
+            })
+            .await;
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::task::{Context, Waker};
+
+    use super::*;
+
+    #[test]
+    fn a_phase_is_seen_by_who_was_not_woken_for_it() {
+        let (phases, phase) = watch::channel(Phase::default());
+        let mut aborted = pin!(Stop::new(phase).reached(Phase::Abort));
+        let mut context = Context::from_waker(Waker::noop());
+        assert!(aborted.as_mut().poll(&mut context).is_pending());
+        phases.send_if_modified(|phase| {
+            *phase = Phase::Abort;
+            false
+        });
+        assert!(aborted.as_mut().poll(&mut context).is_ready());
     }
 }
