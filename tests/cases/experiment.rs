@@ -90,7 +90,9 @@ impl Scene {
     fn interrupt(&self, compare: &str, signal: i32) {
         let script = Script::new(&format!("{CONNECT}\ntouch $1/runs\nsleep 600 & wait"));
         let bpffs = self.bpffs.path().to_str().expect("a path of ours is text");
-        let mut command = self.netns.command(binary::path());
+        // Whoever runs the tests may ignore some, as `nohup` does, and that is inherited.
+        let mut command = self.netns.command("env");
+        command.arg("--default-signal").arg(binary::path());
         command.args(["experiment", "--port", "8080", "--netns", "/proc/self/ns/net"]);
         command.args(["--bpffs", bpffs, "--compare", compare, "--load", &script.command()]);
         command.args(["--metric", "x = (.*)"]).stdin(Stdio::null());
