@@ -206,6 +206,10 @@ impl Keeper {
                 for place in 0..self.sight.groups.len() {
                     let mut group = self.sight.groups[place].clone();
                     let outcome = self.keep(&mut group, &scene, shared);
+                    if matches!(outcome, Ok(Outcome::Outdated)) {
+                        self.sight.doubt();
+                        report.settled = false;
+                    }
                     self.note(&group, outcome, shared, journal, &mut report);
                 }
                 self.told.clear();
@@ -296,7 +300,7 @@ impl Keeper {
                 lines = note::steered(entry, group, &steered, pinned, &self.told);
                 report.settled &= lines.is_empty() && steered.left_out.is_empty();
             }
-            Ok(Outcome::Same) => {}
+            Ok(Outcome::Same | Outcome::Outdated) => {}
             Ok(Outcome::Released) => {
                 if entry.phase != Phase::Released {
                     let what =

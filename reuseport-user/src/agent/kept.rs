@@ -37,6 +37,8 @@ pub(super) enum Outcome {
     Same,
     /// It was detached by hand.
     Released,
+    /// Somebody was seated after the look: nothing was done.
+    Outdated,
 }
 
 /// A mapping that is right.
@@ -61,6 +63,7 @@ pub(super) struct Kept {
     recall: Recall,
     /// Who sat in the map when its mapping was last right.
     seated: BTreeSet<u64>,
+    newer: Newer,
     generations: Generations,
     /// What its mapping was last right for.
     right: Option<(Config, Advice)>,
@@ -77,6 +80,7 @@ impl Kept {
             pinned: None,
             recall: Recall::default(),
             seated: BTreeSet::new(),
+            newer: Newer::default(),
             right: None,
             generations: Generations::new(generation_timeout),
             foreign: None,
@@ -147,6 +151,7 @@ impl Kept {
             }
             result => result?,
         };
+        let Some(steered) = steered else { return Ok(Outcome::Outdated) };
         self.right = Some((steered.reconciled.config, facts.advice.clone()));
         Ok(Outcome::Steered(Box::new(Steered { attached: begun, ..steered })))
     }
@@ -200,22 +205,26 @@ impl Kept {
         Ok(())
     }
 
-    /// Writes what differs.
+    /// Writes what differs; `None` where somebody was seated whom the look did not show.
     fn reconcile(
         &mut self,
         group: &Group,
         unserved: &BTreeSet<u64>,
         facts: &Facts<'_>,
-    ) -> Result<Steered, SteerError> {
+    ) -> Result<Option<Steered>, SteerError> {
         let Some(pinned) = &mut self.pinned else {
             return Err(SteerError::Vanished { group: group.key });
         };
         let of = SteerError::of(&group.key);
         let lock = Pins::at(&facts.options.settings.bpffs)?.lock()?;
+        let seats = pinned.maps.sockets.seats().map_err(&of)?;
+        let shown = group.listeners.iter().map(|listener| listener.cookie).collect();
+        if self.newer.than(&shown, seats.keys().copied()) {
+            return Ok(None);
+        }
         let intents = Intents::read(&pinned.maps).map_err(&of)?;
         let members = members(group, |cookie| part(&intents, cookie));
         let verdict = self.generations.observe(facts.now, &members);
-        let seats = pinned.maps.sockets.seats().map_err(&of)?;
         let mut left_out = unserved.clone();
         left_out.extend(evicted(&seats, &facts.advice.out));
         // With nobody left, everybody is better than the kernel's hash.
@@ -235,12 +244,28 @@ impl Kept {
         let seated: BTreeSet<u64> = reconciled.slots.keys().copied().collect();
         let left = self.seated.difference(&seated).copied().collect();
         self.seated = seated;
-        Ok(Steered { reconciled, attached: false, left, left_out, verdict })
+        Ok(Some(Steered { reconciled, attached: false, left, left_out, verdict }))
     }
 
     /// See [`Recall::fill_in`].
     pub(super) fn recall(&mut self, group: &mut Group, policy: Policy) -> BTreeSet<u64> {
         self.recall.fill_in(group, policy)
+    }
+}
+
+/// Sockets in the map that a look did not show. To look takes long, and a server may seat its own
+/// listeners and take over meanwhile: judged by the look, the older ones would seem to be left alone,
+/// and be given back what was just taken from them.
+#[derive(Debug, Default)]
+struct Newer(BTreeSet<u64>);
+
+impl Newer {
+    /// Whether somebody was `seated` after the look that has `shown` these listeners. Who is not shown
+    /// twice in a row does not listen (any more), and keeps nobody waiting.
+    fn than(&mut self, shown: &BTreeSet<u64>, seated: impl Iterator<Item = u64>) -> bool {
+        let unseen = seated.filter(|cookie| !shown.contains(cookie)).collect();
+        let before = std::mem::replace(&mut self.0, unseen);
+        !self.0.is_subset(&before)
     }
 }
 
@@ -256,5 +281,23 @@ fn part(intents: &Intents, cookie: u64) -> Part {
         Role::Active if intent.weight > 0 => Part::Serves,
         Role::Standby => Part::StandsBy,
         Role::Active | Role::Drained => Part::Out,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn who_was_seated_after_the_look_is_looked_for_once() {
+        let mut newer = Newer::default();
+        let shown = BTreeSet::from([1, 2]);
+        assert!(!newer.than(&shown, [1, 2].into_iter()));
+        assert!(!newer.than(&shown, [2].into_iter()), "one that died is in no map");
+        assert!(newer.than(&shown, [1, 2, 3].into_iter()));
+        assert!(!newer.than(&shown, [1, 3].into_iter()), "it does not listen");
+        assert!(newer.than(&shown, [1, 3, 4].into_iter()));
+        assert!(!newer.than(&BTreeSet::from([1, 3, 4]), [1, 3, 4].into_iter()));
+        assert!(newer.than(&shown, [3].into_iter()), "it listened meanwhile");
     }
 }

@@ -61,11 +61,11 @@ fn the_agent_keeps_it_and_does_not_fight_it() {
     let pins = format!("bpffs={directory}");
     let arguments = [TCP, &pins, "standby", "until-superseded"];
     let only = ["--port", "8080", "--netns", "/proc/self/ns/net", "--bpffs", directory];
-    let generation = || {
+    let seen = || {
         let args = [&["status", "--json"][..], &only].concat();
-        let status = Cli::new(args).netns(&netns).run().ok().json();
-        number(&status[0]["steering"]["generation"])
+        Cli::new(args).netns(&netns).run().ok().json()
     };
+    let generation = || number(&seen()[0]["steering"]["generation"]);
     let mut old = Server::start(&netns, &arguments);
     let agent = Agent::start(&netns, &bpffs, 8080, &[]);
     let load = Load::start(&netns, &here(), &cpus(), 2);
@@ -76,6 +76,8 @@ fn the_agent_keeps_it_and_does_not_fight_it() {
         assert_eq!(broken.wait().0.code(), Some(1));
         load.advance(50);
         let new = Server::start(&netns, &arguments);
+        let ended = eventually(Duration::from_secs(30), || !old.alive());
+        assert!(ended, "{}\n{:#}", agent.log(), seen());
         let (status, report) = old.wait();
         assert!(status.success() && report.contains("Superseded"), "{status}: {report}");
         old = new;
