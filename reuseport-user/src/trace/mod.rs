@@ -21,10 +21,12 @@ use crate::topology::{Topology, TopologyError};
 mod connection;
 mod histogram;
 mod reading;
+mod running;
 mod summary;
 
 pub use connection::{Arrival, Connection};
 pub use histogram::{Histogram, Percentiles};
+pub(crate) use running::{Running, running};
 pub use reading::{Lost, OfCpu, OfListener, Reading};
 pub use summary::{CpuSummary, ListenerSummary, Locality, Measures, OfGroup, Pair, Summary};
 
