@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 
-use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
 use aya::programs::{BtfTracePoint, FExit};
+use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use reuseport_common::observe::{
     self, Event, Filter, Offsets, PROGRAM_ACCEPTED, PROGRAM_QUEUED, PROGRAM_RETURNED, Syscall,
@@ -163,6 +164,25 @@ impl Observe {
         Ok(self.listeners.insert(cookie, index, 0)?)
     }
 
+    /// Observes a listener no more; what was counted of it stays under its index.
+    pub(crate) fn remove(&mut self, cookie: u64) -> Result<(), BpfError> {
+        absent_is_fine(self.listeners.remove(&cookie))
+    }
+
+    /// Makes an index one for [`Observe::add`] again, with the pairs of CPUs that there are of it. No
+    /// program may be able to find it, nor be at work on it.
+    pub(crate) fn clear(
+        &mut self,
+        index: u32,
+        pairs: impl Iterator<Item = (Cpu, Cpu)>,
+    ) -> Result<(), BpfError> {
+        for (received, accepted) in pairs {
+            absent_is_fine(self.pairs.remove(&observe::pair(index, received, accepted)))?;
+        }
+        let nothing = vec![[0; size_of::<Times>() / 4]; nr_cpus().map_err(|(_, error)| error)?];
+        Ok(self.times.set(index, PerCpuValues::try_from(nothing)?, 0)?)
+    }
+
     /// Takes the programs away; what they counted stays.
     pub(crate) fn stop(&mut self) {
         self.missed = self.missed();
@@ -201,6 +221,13 @@ impl Observe {
         let item = self.events.next()?;
         // Of the size that the object says; anything else is nothing that it wrote.
         bytemuck::try_pod_read_unaligned(&item).ok()
+    }
+}
+
+fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), BpfError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        removed => Ok(removed?),
     }
 }
 
@@ -248,7 +275,7 @@ mod tests {
         drop(ours.accept().unwrap());
 
         let early = observe.take().unwrap();
-        assert_eq!((early.waiting, early.depth, early.listener), (Waiting::default(), 4, 1));
+        assert_eq!((early.waiting, early.depth, early.listener), (Waiting::default(), 4, cookie));
         for (client, depth) in clients.iter().zip([3, 2, 1]) {
             let event = observe.take().unwrap();
             let port = client.local_addr().unwrap().port();

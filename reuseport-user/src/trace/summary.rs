@@ -188,7 +188,7 @@ impl Sum {
 }
 
 impl Summary {
-    /// Of a reading of these listeners, which has their indices.
+    /// Of a reading of these listeners.
     pub fn of(reading: &Reading, traced: &[Traced], hook: Hook, topology: &Topology) -> Self {
         let mut total = Sum::default();
         let mut groups: BTreeMap<GroupKey, (Sum, Vec<ListenerSummary>)> = BTreeMap::new();
