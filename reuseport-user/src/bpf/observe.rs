@@ -5,7 +5,6 @@ use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 
 use aya::maps::{HashMap, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
-use aya::programs::{BtfTracePoint, FExit};
 use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use reuseport_common::observe::{
@@ -15,7 +14,7 @@ use reuseport_common::observe::{
 use serde::Serialize;
 
 use super::btf::observe::Kernel;
-use super::{BpfError, program, take};
+use super::{BpfError, run_at, run_at_end, take};
 use crate::model::Cpu;
 use crate::sys::bpf;
 use crate::sys::caps::Cap;
@@ -142,16 +141,10 @@ impl Observe {
         for (&cookie, index) in cookies.iter().zip(0..) {
             observe.add(cookie, index)?;
         }
-        trace_point(&mut ebpf, kernel, PROGRAM_QUEUED)?;
+        run_at(&mut ebpf, PROGRAM_QUEUED, &kernel.places)?;
         match hook {
-            Hook::Function => {
-                let (name, function) = PROGRAM_ACCEPTED;
-                let accepted: &mut FExit = program(&mut ebpf, name)?;
-                let sort = BpfError::sort_load(name, false);
-                accepted.load(function, &kernel.stand_in(name)?).map_err(sort)?;
-                accepted.attach()?;
-            }
-            Hook::Syscalls => trace_point(&mut ebpf, kernel, PROGRAM_RETURNED)?,
+            Hook::Function => run_at_end(&mut ebpf, PROGRAM_ACCEPTED, &kernel.places)?,
+            Hook::Syscalls => run_at(&mut ebpf, PROGRAM_RETURNED, &kernel.places)?,
         }
         // Those may be accepted already.
         observe.before = observe.total(Total::Queued)?;
@@ -229,14 +222,6 @@ fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), BpfError> {
         Err(MapError::KeyNotFound) => Ok(()),
         removed => Ok(removed?),
     }
-}
-
-fn trace_point(ebpf: &mut Ebpf, kernel: &Kernel, (name, at): (&str, &str)) -> Result<(), BpfError> {
-    let traced: &mut BtfTracePoint = program(ebpf, name)?;
-    let sort = BpfError::sort_load(name, false);
-    traced.load(at, &kernel.stand_in(name)?).map_err(sort)?;
-    traced.attach()?;
-    Ok(())
 }
 
 #[cfg(test)]

@@ -111,8 +111,7 @@ mod tests {
         let arrival = it.arrival.unwrap();
         assert_eq!((arrival.distance, arrival.handshake_us), (Distance::Llc, Some(31)));
         assert!((arrival.wait_us - 12.5).abs() < 1e-9, "{arrival:?}");
-        let line =
-            serde_json::to_value(Connection::of(&event, &listener, &topology, 0.0)).unwrap();
+        let line = serde_json::to_value(Connection::of(&event, &listener, &topology, 0.0)).unwrap();
         assert_eq!((&line["received"], &line["wait_us"]), (&0.into(), &12.5.into()), "{line}");
 
         event.waiting = Waiting::default();

@@ -26,8 +26,8 @@ mod summary;
 
 pub use connection::{Arrival, Connection};
 pub use histogram::{Histogram, Percentiles};
-pub(crate) use running::{Running, running};
 pub use reading::{Lost, OfCpu, OfListener, Reading};
+pub(crate) use running::{Running, running};
 pub use summary::{CpuSummary, ListenerSummary, Locality, Measures, OfGroup, Pair, Summary};
 
 /// Fewest listeners that there is room for: a small group may grow.
@@ -254,11 +254,7 @@ impl Trace {
     }
 
     /// Begins to trace those of the listeners `there` that are not.
-    fn welcome(
-        &mut self,
-        there: &BTreeSet<u64>,
-        seated: &BTreeSet<u64>,
-    ) -> Result<(), TraceError> {
+    fn welcome(&mut self, there: &BTreeSet<u64>, seated: &BTreeSet<u64>) -> Result<(), TraceError> {
         let groups = discover(&self.target)?;
         let queues = queues(&mut self.look, groups.iter().map(|it| it.key))?;
         let mut new = listeners(&groups, &queues);
