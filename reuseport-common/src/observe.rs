@@ -118,14 +118,14 @@ pub struct Event {
     pub at: u64,
     /// What was known of it before; zeroes where it was not seen to come.
     pub waiting: Waiting,
+    /// `SO_COOKIE` of the listener.
+    pub listener: u64,
     /// The client's address, IPv4 in the first four bytes.
     pub client: [u8; 16],
     /// `AF_INET` or `AF_INET6`.
     pub family: u16,
     /// The client's port in network byte order.
     pub port: [u8; 2],
-    /// Index of the listener.
-    pub listener: u32,
     /// The CPU that accepted.
     pub accepted: u32,
     /// Connections that were waiting then, itself included.
@@ -134,6 +134,8 @@ pub struct Event {
     pub pid: u32,
     /// The thread that accepted.
     pub tid: u32,
+    /// Zero.
+    pub padding: u32,
 }
 
 /// Offsets in bytes within this kernel's structs, from its BTF.

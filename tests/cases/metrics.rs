@@ -9,8 +9,10 @@ use std::path::Path;
 use std::time::Duration;
 
 use reuseport_tests::agent::Agent;
+use reuseport_tests::binary::Cli;
 use reuseport_tests::client::{Target, burst};
 use reuseport_tests::metrics::Metrics;
+use reuseport_tests::tracer::Tracer;
 use reuseport_tests::traffic::{Pace, Plan, Traffic};
 use reuseport_tests::worker::{Spec, Worker};
 use reuseport_tests::{cpus, eventually, require};
@@ -175,6 +177,26 @@ fn replace(scene: &mut Scene) {
     scene.workers[1].kill();
     let spec = Spec { index: 1, cpus: vec![cpus()[1]], ..Spec::default() };
     scene.workers[1] = Worker::start(&scene.netns, &spec);
+}
+
+/// An agent looks for itself, and `top` shows what it tells.
+#[test]
+fn an_agent_tells_what_a_trace_sees() {
+    let scene = Scene::of(&[Spec::default()]);
+    let told = Told::start(&scene);
+    assert_eq!(told.scrape().find("traced_connections_total", &[]), None);
+    let tracer = Tracer::start(&scene.netns, 8080, &[]);
+    connect(&scene, cpus()[0], 9);
+    let same = [("distance", "same")];
+    let seen = eventually(PATIENCE, || told.scrape().sum("traced_connections_total", &same) == 9);
+    assert!(seen, "{:#?}", told.scrape());
+    let socket = format!("unix:{}", told.socket().display());
+    let top = Cli::new(["top", "--once", "--interval", "100ms", "--agent", &socket]).run().ok();
+    let line = format!("trace (process {}): 9 connections accepted, 100.00 %", tracer.pid());
+    assert!(top.stdout.contains(&line), "{top}");
+    tracer.kill();
+    let forgotten = || told.scrape().all("traced_connections_total", &[]).is_empty();
+    assert!(eventually(PATIENCE, forgotten), "{:#?}", told.scrape());
 }
 
 #[test]

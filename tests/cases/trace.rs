@@ -15,6 +15,9 @@ use serde_json::Value;
 
 use crate::scene::{Scene, refused};
 
+mod fast_open;
+mod shown;
+
 const PAUSE: Duration = Duration::from_millis(300);
 
 fn start(scene: &Scene, args: &[&str]) -> Tracer {
@@ -214,6 +217,52 @@ fn who_finds_no_room_is_told() {
     assert!(said, "{}", tracer.so_far());
     let traced = tracer.stop();
     assert!(traced.stdout.trim_end().ends_with("start trace again"), "{traced:?}");
+}
+
+/// Their places are given to others, and nobody gets what another one counted.
+#[test]
+fn a_server_that_restarts_often_is_traced_all_the_same() {
+    let mut scene = Scene::of(&[Spec::default()]);
+    let mut tracer = start(&scene, &["--interval", "100ms"]);
+    let mut counted = std::collections::BTreeMap::new();
+    for round in 1..=4 {
+        // With the first worker's all that there is room for.
+        let spec = Spec { index: round, listeners: 15, ..Spec::default() };
+        let worker = Worker::start(&scene.netns, &spec);
+        let pid = worker.pid().to_string();
+        scene.workers.push(worker);
+        let seen = eventually(Duration::from_secs(20), || {
+            // All of them: in the last table each has a line.
+            let text = tracer.so_far();
+            text.rsplit("\n\n").any(|table| table.matches(&format!(" {pid} ")).count() == 15)
+        });
+        assert!(seen, "{}", tracer.so_far());
+        let count = 40 * round;
+        connect(&scene, cpus()[0], count);
+        counted.insert(pid, count);
+        scene.workers.pop().expect("a worker").kill();
+    }
+    let traced = tracer.stop();
+    assert!(!traced.stdout.contains("no room"), "{traced:?}");
+    let (_, end) = traced.stdout.rsplit_once("\n\n").expect("a table at the end");
+    assert!(end.contains(&format!("{} connections in", 40 + 80 + 120 + 160)), "{end}");
+    // What the first worker got is in every round; the others' have theirs and no more.
+    let accepted = |of: &str| -> u32 {
+        let lines = end.lines().filter(|line| line.contains(&format!(" {of} ")));
+        let cell = |line: &str| {
+            let words: Vec<_> = line.split_whitespace().collect();
+            words[3].parse::<u32>().unwrap_or_else(|_| panic!("{line}"))
+        };
+        lines.map(cell).sum()
+    };
+    let first = accepted(&scene.workers[0].pid().to_string());
+    let others: u32 = counted.keys().map(|pid| accepted(pid)).sum();
+    assert_eq!(first + others, 400, "{end}");
+    for (pid, count) in &counted {
+        let own = accepted(pid);
+        assert!(own <= *count && own * 2 > *count, "{pid}: {own} of {count}\n{end}");
+    }
+    assert!(!end.contains('!'), "{end}");
 }
 
 /// A reading may take longer than that.

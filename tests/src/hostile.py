@@ -9,6 +9,7 @@
     hostile.py detach SYS_BPF PID FD                 detach whatever is attached and exit
     hostile.py flap SYS_BPF PID FD                   shut the listener down and listen again, for ever
     hostile.py reuse PORT                            close and reopen sockets on the same descriptor
+    hostile.py forge SYS_BPF COOKIE                  look like a trace that saw much of a listener, then wait
 """
 
 import ctypes
@@ -20,7 +21,7 @@ import time
 
 libc = ctypes.CDLL(None, use_errno=True)
 SO_ATTACH_REUSEPORT_CBPF, SO_ATTACH_REUSEPORT_EBPF, SO_DETACH_REUSEPORT_BPF = 51, 52, 68
-SOCKARRAY, SK_REUSEPORT = 20, 21
+SOCKARRAY, SOCKET_FILTER, SK_REUSEPORT = 20, 1, 21
 
 
 def check(result):
@@ -39,11 +40,11 @@ def instruction(code, dst=0, src=0, imm=0):
     return struct.pack("=BBhi", code, dst | src << 4, 0, imm)
 
 
-def load(array=None):
-    """A program that passes everything and, perhaps, refers to a map."""
+def load(*maps, kind=SK_REUSEPORT, name=b"somebody_elses"):
+    """A program that passes everything and refers to maps."""
     code = b""
-    if array is not None:
-        code += instruction(0x18, dst=1, src=1, imm=array) + instruction(0)
+    for file in maps:
+        code += instruction(0x18, dst=1, src=1, imm=file) + instruction(0)
     code += instruction(0xB7, imm=1) + instruction(0x95)
     code = ctypes.create_string_buffer(code, len(code))
     text = ctypes.create_string_buffer(b"GPL")
@@ -51,12 +52,12 @@ def load(array=None):
         5,
         struct.pack(
             "=IIQQIIQII16s",
-            SK_REUSEPORT,
+            kind,
             len(code) // 8,
             ctypes.addressof(code),
             ctypes.addressof(text),
             0, 0, 0, 0, 0,
-            b"somebody_elses",
+            name,
         ),
     )
 
@@ -74,6 +75,22 @@ def take(pid, fd):
     pidfd = os.pidfd_open(int(pid))
     taken = check(libc.syscall(int(os.environ["SYS_PIDFD_GETFD"]), pidfd, int(fd), 0))
     return socket.socket(fileno=taken)
+
+
+def counts(name, size, key, value):
+    """A hash with one entry; its name is seen by who asks the kernel."""
+    made = bpf(0, struct.pack("=IIIIIII16s", 1, 8, size, 1, 0, 0, 0, name))
+    key, value = ctypes.c_uint64(key), ctypes.c_uint64(value)
+    bpf(2, struct.pack("=IIQQQ", made, 0, ctypes.addressof(key), ctypes.addressof(value), 0))
+    return made
+
+
+def forge(cookie):
+    """All but the right to trace: a socket filter takes none where unprivileged BPF is allowed."""
+    check(libc.prctl(15, b"reuseport-steer"))
+    maps = counts(b"LISTENERS", 4, int(cookie), 0), counts(b"PAIRS", 8, 0, 1000)
+    load(*maps, kind=SOCKET_FILTER, name=b"accepted")
+    wait()
 
 
 def wait():
@@ -121,10 +138,12 @@ def main():
         confine(*arguments)
     if verb == "reuse":
         reuse(*arguments)
+    if verb == "forge":
+        return forge(arguments[1])
     listener = take(*arguments[1:3])
     if verb == "attach":
-        array = hold(listener) if arguments[3] == "array" else None
-        program = load(array)
+        maps = [hold(listener)] if arguments[3] == "array" else []
+        program = load(*maps)
         listener.setsockopt(socket.SOL_SOCKET, SO_ATTACH_REUSEPORT_EBPF, program)
         listener.close()
         wait()

@@ -77,6 +77,14 @@ pub fn reuse_descriptor(netns: &Netns, port: u16) -> Reaped {
     ready(&mut command).0
 }
 
+/// A process that looks like a trace of `worker`'s first listener to all but a close look.
+pub fn forge_trace(netns: &Netns, worker: &Worker) -> Stranger {
+    let mut command = netns.command(PYTHON);
+    command.args(["-c", SCRIPT, "forge", &libc::SYS_bpf.to_string()]);
+    let (child, stdin) = ready(command.arg(worker.cookies()[0].to_string()));
+    Stranger { _child: child, _stdin: stdin }
+}
+
 /// A process that shuts the first listener of `worker` down and listens again, over and over.
 pub fn flap(netns: &Netns, worker: &Worker) -> Reaped {
     ready(&mut script(netns, "flap", worker)).0

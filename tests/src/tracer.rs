@@ -47,6 +47,11 @@ impl Tracer {
         Self { child, out, err }
     }
 
+    /// Its process.
+    pub fn pid(&self) -> u32 {
+        self.child.0.id()
+    }
+
     /// What it printed so far.
     pub fn so_far(&mut self) -> String {
         let mut text = String::new();

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::shell::{program, run};
 
 /// A command and the Debian package that brings it.
-const NEEDED: [(&str, &str); 26] = [
+const NEEDED: [(&str, &str); 28] = [
     ("pgbouncer", "pgbouncer"),
     ("initdb", "postgresql"),
     ("pgbench", "postgresql"),
@@ -18,6 +18,8 @@ const NEEDED: [(&str, &str); 26] = [
     ("gunicorn", "gunicorn"),
     ("/usr/bin/python3", "python3"),
     ("ip", "iproute2"),
+    ("nstat", "iproute2"),
+    ("iptables", "iptables"),
     ("bpftool", "bpftool"),
     ("ethtool", "ethtool"),
     ("gcc", "gcc"),

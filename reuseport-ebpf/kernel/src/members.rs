@@ -11,6 +11,7 @@ use aya_ebpf::{
 
 use crate::abi::{Member, Offsets};
 use crate::memory::read;
+use crate::tcp;
 
 /// Where things are in this kernel's structs.
 #[unsafe(no_mangle)]
@@ -19,8 +20,6 @@ static OFFSETS: Global<Offsets> = Global::new(Offsets::ZERO);
 /// Port in host byte order.
 #[unsafe(no_mangle)]
 static PORT: Global<u16> = Global::new(0);
-
-const TCP_LISTEN: u8 = 10;
 
 /// Ends the walk: the kernel takes it for "not now" and makes the reader's call fail with `EAGAIN`.
 /// Listeners come before all connections, of which there may be a million.
@@ -50,7 +49,7 @@ extern "C" fn list_members(ctx: *const IterContext) -> u32 {
     }
     let at = OFFSETS.load();
     let socket = socket as u64;
-    if read::<u8>(socket, at.state) != TCP_LISTEN {
+    if read::<u8>(socket, at.state) != tcp::LISTEN as u8 {
         return STOP;
     }
     if read::<u16>(socket, at.port) != PORT.load() {

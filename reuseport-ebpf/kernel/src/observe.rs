@@ -8,6 +8,8 @@
 
 mod memory;
 mod object;
+#[allow(dead_code, reason = "other objects use the rest")]
+mod tcp;
 
 #[path = "../../../reuseport-common/src/hist.rs"]
 #[allow(dead_code, reason = "the user side uses the rest")]
@@ -28,6 +30,7 @@ use aya_ebpf::{
 };
 use hist::{BUCKETS, bucket};
 use memory::read;
+use tcp::StateChange;
 use observe::{Event, Filter, Offsets, Syscall, Times, Total, Waiting, pair};
 
 /// Sizes of the listeners' maps are placeholders: the loader sets them.
@@ -60,17 +63,7 @@ static FILTER: Global<Filter> = Global::new(Filter::ZERO);
 #[unsafe(no_mangle)]
 static SYSCALL: Global<Syscall> = Global::new(Syscall::ZERO);
 
-const TCP_ESTABLISHED: u32 = 1;
-const TCP_SYN_RECV: u32 = 3;
 const AF_INET: u16 = 2;
-
-/// What `trace_inet_sock_set_state` passes, arguments in 8-byte seats.
-#[repr(C)]
-struct StateChange {
-    socket: *const c_void,
-    before: u64,
-    now: u64,
-}
 
 /// A connection is established right after it came into its accept queue, but for TCP Fast Open. Until that is done it is
 /// locked, so nobody's accept returns with it before.
@@ -79,7 +72,7 @@ struct StateChange {
 extern "C" fn queued(ctx: *const StateChange) -> i32 {
     // SAFETY: the verifier knows the tracepoint's arguments.
     let (socket, before, now) = unsafe { ((*ctx).socket as u64, (*ctx).before, (*ctx).now) };
-    if before as u32 != TCP_SYN_RECV || now as u32 != TCP_ESTABLISHED || !is_meant(socket) {
+    if before as u32 != tcp::SYN_RECV || now as u32 != tcp::ESTABLISHED || !is_meant(socket) {
         return 0;
     }
     count(Total::Queued);
@@ -184,7 +177,7 @@ fn note(listener: u64, connection: u64) {
     // SAFETY: copied at once.
     let found = unsafe { WAITING.get(&connection) }.copied();
     // One of TCP Fast Open whose handshake goes on: what is there is of who had this address before.
-    let found = found.filter(|_| u32::from(read::<u8>(connection, at.state)) != TCP_SYN_RECV);
+    let found = found.filter(|_| u32::from(read::<u8>(connection, at.state)) != tcp::SYN_RECV);
     let waiting = found.unwrap_or_default();
     if found.is_some() {
         let _gone = WAITING.remove(&connection);
@@ -217,11 +210,12 @@ fn note(listener: u64, connection: u64) {
         client,
         family,
         port: read(connection, at.client_port),
-        listener: index,
+        listener: cookie,
         accepted: cpu,
         depth,
         pid: (id >> 32) as u32,
         tid: id as u32,
+        padding: 0,
     };
     // Nobody is woken: the reader looks again soon enough, and accept must not pay for it.
     if EVENTS.output::<Event>(&event, u64::from(BPF_RB_NO_WAKEUP)).is_err() {
@@ -251,7 +245,7 @@ fn count(what: Total) {
 #[inline(always)]
 fn count_pair(pair: u64) {
     if let Some(seen) = PAIRS.get_ptr_mut(&pair) {
-        // SAFETY: entries are never removed.
+        // SAFETY: entries of a listener are removed when no run can find it any more.
         unsafe { *seen += 1 };
     } else if PAIRS.insert(&pair, &1, u64::from(BPF_NOEXIST)).is_err() {
         count(Total::Unpaired);

@@ -9,6 +9,8 @@
 
 mod memory;
 mod object;
+#[allow(dead_code, reason = "other objects use the rest")]
+mod tcp;
 
 #[path = "../../../reuseport-common/src/watch.rs"]
 #[allow(dead_code, reason = "the user side uses the rest")]
@@ -22,6 +24,7 @@ use aya_ebpf::{
     maps::{HashMap, RingBuf},
 };
 use memory::read;
+use tcp::StateChange;
 use watch::{Change, MOST_PORTS, Offsets};
 
 #[map]
@@ -35,16 +38,13 @@ static CHANGES: RingBuf = RingBuf::with_byte_size(1 << 16, 0);
 #[unsafe(no_mangle)]
 static OFFSETS: Global<Offsets> = Global::new(Offsets::ZERO);
 
-const TCP_CLOSE: u32 = 7;
-const TCP_LISTEN: u32 = 10;
-
 /// `int inet_csk_listen_start(struct sock *sk, ...)`: in its group by the end of it, or refused.
 #[unsafe(no_mangle)]
 #[unsafe(link_section = "fexit/inet_csk_listen_start")]
 extern "C" fn listen_started(ctx: *const *const c_void) -> i32 {
     // SAFETY: the verifier knows the function's first argument, a socket.
     let socket = unsafe { *ctx };
-    if read::<u8>(socket as u64, OFFSETS.load().state) == TCP_LISTEN as u8 {
+    if read::<u8>(socket as u64, OFFSETS.load().state) == tcp::LISTEN as u8 {
         tell(socket, true);
     }
     0
@@ -59,14 +59,6 @@ extern "C" fn listen_stopped(ctx: *const *const c_void) -> i32 {
     0
 }
 
-/// What `trace_inet_sock_set_state` passes, arguments in 8-byte seats.
-#[repr(C)]
-struct StateChange {
-    socket: *const c_void,
-    before: u64,
-    now: u64,
-}
-
 /// Just before a listener joins its group, and just before it leaves. A connection is no listener, but
 /// begins as the copy of one: from that state it goes to another than closed.
 #[unsafe(no_mangle)]
@@ -75,8 +67,8 @@ extern "C" fn state_changed(ctx: *const StateChange) -> i32 {
     // SAFETY: the verifier knows the tracepoint's arguments.
     let (socket, before, now) = unsafe { ((*ctx).socket, (*ctx).before, (*ctx).now) };
     match (before as u32, now as u32) {
-        (_, TCP_LISTEN) => tell(socket, true),
-        (TCP_LISTEN, TCP_CLOSE) => tell(socket, false),
+        (_, tcp::LISTEN) => tell(socket, true),
+        (tcp::LISTEN, tcp::CLOSE) => tell(socket, false),
         _ => {}
     }
     0

@@ -52,8 +52,8 @@ pub(super) const ITERATOR: &str = "bpf_iter_tcp";
 /// Structs with members that our programs read.
 const STRUCTS: [&str; 6] =
     ["sock", "sock_common", "sock_reuseport", "bpf_prog", "bpf_prog_aux", "net"];
-/// The tracepoint of [`watch::PROGRAM_STATE`], as the kernel's BTF names its type.
-pub(super) const STATE_CHANGE: &str = "btf_trace_inet_sock_set_state";
+/// The tracepoint of TCP's changes of state, as the kernel's BTF names its type.
+const STATE_CHANGE: &str = "btf_trace_inet_sock_set_state";
 /// Functions that our programs run at, and tracepoints, which are typedefs.
 const PLACES: [(&str, u32); 4] = [
     (ITERATOR, KIND_FUNC),
@@ -69,9 +69,13 @@ pub(super) struct Kernel {
     pub(super) offsets: abi::Offsets,
     /// Where the `watch` object does.
     pub(super) watch: watch::Offsets,
-    /// Type ids of [`PLACES`].
-    places: [Option<u32>; PLACES.len()],
+    /// Of [`PLACES`].
+    pub(super) places: Places<{ PLACES.len() }>,
 }
+
+/// Names, kinds and type ids of where programs run.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Places<const N: usize>([(&'static str, u32, Option<u32>); N]);
 
 /// Looks it up, once in a process.
 pub(super) fn kernel() -> Result<Kernel, BtfError> {
@@ -86,18 +90,21 @@ pub(super) fn kernel() -> Result<Kernel, BtfError> {
 fn look_up() -> Result<Kernel, BtfError> {
     let bytes = Mapped::open(Path::new(VMLINUX)).map_err(BtfError::Unreadable)?;
     let btf = Btf::parse(&bytes, &STRUCTS, &PLACES)?;
-    let places = PLACES.map(|(name, _)| btf.places.get(name).copied());
+    let places = Places::find(&btf, PLACES);
     Ok(Kernel { offsets: offsets(&btf)?, watch: watch_offsets(&btf)?, places })
 }
 
-impl Kernel {
-    /// A BTF that has one of [`PLACES`] under its id, and nothing before it that means anything.
+impl<const N: usize> Places<N> {
+    fn find(btf: &Btf<'_>, places: [(&'static str, u32); N]) -> Self {
+        Self(places.map(|(name, kind)| (name, kind, btf.places.get(name).copied())))
+    }
+
+    /// A BTF that has one of the places under its id, and nothing before it that means anything.
     ///
     /// aya's `load` takes a whole BTF for nothing but that id, and reading the kernel's anew takes aya
     /// longer than all the rest of an attach.
     pub(super) fn stand_in(&self, name: &str) -> Result<aya::Btf, BpfError> {
-        let mut places = PLACES.iter().zip(self.places);
-        let place = places.find_map(|(place, id)| Some((place.1, id.filter(|_| place.0 == name)?)));
+        let place = self.0.iter().find_map(|it| Some((it.1, it.2.filter(|_| it.0 == name)?)));
         let (kind, id) = place.ok_or_else(|| BtfError::Missing(name.to_owned()))?;
         stand_in(name, kind, id)
     }
@@ -126,11 +133,10 @@ fn stand_in_bytes(name: &str, kind: u32, id: u32) -> Vec<u8> {
 }
 
 fn offsets(btf: &Btf<'_>) -> Result<abi::Offsets, BtfError> {
-    let common = btf.offset("sock", "__sk_common")?;
     Ok(abi::Offsets {
-        state: common + btf.offset("sock_common", "skc_state")?,
-        port: common + btf.offset("sock_common", "skc_num")?,
-        cookie: common + btf.offset("sock_common", "skc_cookie")?,
+        state: btf.common("skc_state")?,
+        port: btf.common("skc_num")?,
+        cookie: btf.common("skc_cookie")?,
         group: btf.offset("sock", "sk_reuseport_cb")?,
         group_id: btf.offset("sock_reuseport", "reuseport_id")?,
         members: btf.offset("sock_reuseport", "num_socks")?,
@@ -141,11 +147,10 @@ fn offsets(btf: &Btf<'_>) -> Result<abi::Offsets, BtfError> {
 }
 
 fn watch_offsets(btf: &Btf<'_>) -> Result<watch::Offsets, BtfError> {
-    let common = btf.offset("sock", "__sk_common")?;
     Ok(watch::Offsets {
-        state: common + btf.offset("sock_common", "skc_state")?,
-        port: common + btf.offset("sock_common", "skc_num")?,
-        net: common + btf.offset("sock_common", "skc_net")?,
+        state: btf.common("skc_state")?,
+        port: btf.common("skc_num")?,
+        net: btf.common("skc_net")?,
         netns_cookie: btf.offset("net", "net_cookie").unwrap_or(0),
     })
 }
@@ -211,6 +216,11 @@ impl<'a> Btf<'a> {
         let &id = self.structs.get(name).ok_or_else(missing)?;
         let bits = self.find(id, member.as_bytes(), 0)?.ok_or_else(missing)?;
         if bits % 8 == 0 { Ok(bits / 8) } else { Err(missing()) }
+    }
+
+    /// Byte offset in `sock` of a member of its `__sk_common`.
+    fn common(&self, member: &str) -> Result<u32, BtfError> {
+        Ok(self.offset("sock", "__sk_common")? + self.offset("sock_common", member)?)
     }
 
     /// Bit offset of `member` in the struct or union `id`.
@@ -351,14 +361,14 @@ mod tests {
     #[test]
     fn a_stand_in_has_its_place_under_its_id() {
         let kernel = kernel().unwrap();
-        for (place, id) in PLACES.into_iter().zip(kernel.places) {
+        for (name, kind, id) in kernel.places.0 {
             let id = id.unwrap();
-            let bytes = stand_in_bytes(place.0, place.1, id);
-            let btf = Btf::parse(&bytes, &[], &[place]).unwrap();
-            assert_eq!(btf.places.get(place.0).copied(), Some(id));
+            let bytes = stand_in_bytes(name, kind, id);
+            let btf = Btf::parse(&bytes, &[], &[(name, kind)]).unwrap();
+            assert_eq!(btf.places.get(name).copied(), Some(id));
             assert_eq!(btf.positions.len() as u32, id + 1);
-            kernel.stand_in(place.0).unwrap();
+            kernel.places.stand_in(name).unwrap();
         }
-        assert!(kernel.stand_in("tcp_v4_rcv").is_err());
+        assert!(kernel.places.stand_in("tcp_v4_rcv").is_err());
     }
 }

@@ -16,8 +16,9 @@ pub mod watch;
 
 use aya::Ebpf;
 use aya::maps::Map;
-use aya::programs::{Program, ProgramError};
+use aya::programs::{BtfTracePoint, FExit, Program, ProgramError};
 
+use self::btf::Places;
 pub use error::BpfError;
 
 /// A program of an object.
@@ -27,6 +28,33 @@ where
 {
     let missing = || BpfError::Shape(format!("the object has no program {name}"));
     Ok(ebpf.program_mut(name).ok_or_else(missing)?.try_into()?)
+}
+
+/// Lets a program run at the end of a function of the kernel's.
+fn run_at_end<const N: usize>(
+    ebpf: &mut Ebpf,
+    (name, function): (&str, &str),
+    places: &Places<N>,
+) -> Result<(), BpfError> {
+    let program: &mut FExit = program(ebpf, name)?;
+    let sort = BpfError::sort_load(name, false);
+    program.load(function, &places.stand_in(function)?).map_err(sort)?;
+    program.attach()?;
+    Ok(())
+}
+
+/// Lets a program run at a tracepoint.
+fn run_at<const N: usize>(
+    ebpf: &mut Ebpf,
+    (name, tracepoint): (&str, &str),
+    places: &Places<N>,
+) -> Result<(), BpfError> {
+    let program: &mut BtfTracePoint = program(ebpf, name)?;
+    let sort = BpfError::sort_load(name, false);
+    let btf = places.stand_in(&format!("btf_trace_{tracepoint}"))?;
+    program.load(tracepoint, &btf).map_err(sort)?;
+    program.attach()?;
+    Ok(())
 }
 
 /// A map of an object, from now on the caller's.

@@ -191,7 +191,7 @@ impl Object {
             self.kernel = Ok(kernel);
             BpfError::require(Cap::Perfmon, "see which program is attached")?;
             let sort = BpfError::sort_load(name, self.verifier_log);
-            let btf = kernel.stand_in(btf::ITERATOR)?;
+            let btf = kernel.places.stand_in(btf::ITERATOR)?;
             self.program::<Iter>(name)?.load("tcp", &btf).map_err(sort)?;
         }
         self.program(name)

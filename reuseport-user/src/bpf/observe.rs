@@ -4,8 +4,8 @@
 use std::collections::BTreeMap;
 use std::os::fd::AsFd as _;
 
-use aya::maps::{HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::{BtfTracePoint, FExit};
+use aya::maps::{HashMap, MapData, MapError, PerCpuArray, PerCpuValues, RingBuf};
+use aya::util::nr_cpus;
 use aya::{Ebpf, EbpfLoader};
 use reuseport_common::observe::{
     self, Event, Filter, Offsets, PROGRAM_ACCEPTED, PROGRAM_QUEUED, PROGRAM_RETURNED, Syscall,
@@ -14,7 +14,7 @@ use reuseport_common::observe::{
 use serde::Serialize;
 
 use super::btf::observe::Kernel;
-use super::{BpfError, program, take};
+use super::{BpfError, run_at, run_at_end, take};
 use crate::model::Cpu;
 use crate::sys::bpf;
 use crate::sys::caps::Cap;
@@ -141,16 +141,10 @@ impl Observe {
         for (&cookie, index) in cookies.iter().zip(0..) {
             observe.add(cookie, index)?;
         }
-        trace_point(&mut ebpf, kernel, PROGRAM_QUEUED)?;
+        run_at(&mut ebpf, PROGRAM_QUEUED, &kernel.places)?;
         match hook {
-            Hook::Function => {
-                let (name, function) = PROGRAM_ACCEPTED;
-                let accepted: &mut FExit = program(&mut ebpf, name)?;
-                let sort = BpfError::sort_load(name, false);
-                accepted.load(function, &kernel.stand_in(name)?).map_err(sort)?;
-                accepted.attach()?;
-            }
-            Hook::Syscalls => trace_point(&mut ebpf, kernel, PROGRAM_RETURNED)?,
+            Hook::Function => run_at_end(&mut ebpf, PROGRAM_ACCEPTED, &kernel.places)?,
+            Hook::Syscalls => run_at(&mut ebpf, PROGRAM_RETURNED, &kernel.places)?,
         }
         // Those may be accepted already.
         observe.before = observe.total(Total::Queued)?;
@@ -161,6 +155,25 @@ impl Observe {
     /// Observes a listener from now on. Its index is below [`Options::listeners`] and nobody else's.
     pub(crate) fn add(&mut self, cookie: u64, index: u32) -> Result<(), BpfError> {
         Ok(self.listeners.insert(cookie, index, 0)?)
+    }
+
+    /// Observes a listener no more; what was counted of it stays under its index.
+    pub(crate) fn remove(&mut self, cookie: u64) -> Result<(), BpfError> {
+        absent_is_fine(self.listeners.remove(&cookie))
+    }
+
+    /// Makes an index one for [`Observe::add`] again, with the pairs of CPUs that there are of it. No
+    /// program may be able to find it, nor be at work on it.
+    pub(crate) fn clear(
+        &mut self,
+        index: u32,
+        pairs: impl Iterator<Item = (Cpu, Cpu)>,
+    ) -> Result<(), BpfError> {
+        for (received, accepted) in pairs {
+            absent_is_fine(self.pairs.remove(&observe::pair(index, received, accepted)))?;
+        }
+        let nothing = vec![[0; size_of::<Times>() / 4]; nr_cpus().map_err(|(_, error)| error)?];
+        Ok(self.times.set(index, PerCpuValues::try_from(nothing)?, 0)?)
     }
 
     /// Takes the programs away; what they counted stays.
@@ -204,12 +217,11 @@ impl Observe {
     }
 }
 
-fn trace_point(ebpf: &mut Ebpf, kernel: &Kernel, (name, at): (&str, &str)) -> Result<(), BpfError> {
-    let traced: &mut BtfTracePoint = program(ebpf, name)?;
-    let sort = BpfError::sort_load(name, false);
-    traced.load(at, &kernel.stand_in(name)?).map_err(sort)?;
-    traced.attach()?;
-    Ok(())
+fn absent_is_fine(removed: Result<(), MapError>) -> Result<(), BpfError> {
+    match removed {
+        Err(MapError::KeyNotFound) => Ok(()),
+        removed => Ok(removed?),
+    }
 }
 
 #[cfg(test)]
@@ -248,7 +260,7 @@ mod tests {
         drop(ours.accept().unwrap());
 
         let early = observe.take().unwrap();
-        assert_eq!((early.waiting, early.depth, early.listener), (Waiting::default(), 4, 1));
+        assert_eq!((early.waiting, early.depth, early.listener), (Waiting::default(), 4, cookie));
         for (client, depth) in clients.iter().zip([3, 2, 1]) {
             let event = observe.take().unwrap();
             let port = client.local_addr().unwrap().port();

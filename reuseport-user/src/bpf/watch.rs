@@ -5,11 +5,10 @@ use std::collections::BTreeSet;
 use std::os::fd::{AsFd, BorrowedFd};
 
 use aya::maps::{HashMap, MapData, RingBuf};
-use aya::programs::{BtfTracePoint, FExit};
 use aya::{Ebpf, EbpfLoader};
 use reuseport_common::watch::{self, Change};
 
-use super::{BpfError, btf, program, take};
+use super::{BpfError, btf, run_at, run_at_end, take};
 use crate::sys::caps::Cap;
 
 /// Where the programs run.
@@ -69,23 +68,13 @@ impl Watch {
             .override_global(watch::OFFSETS, &offsets[..], true)
             .load(reuseport_ebpf::WATCH)
             .map_err(BpfError::sort("create the BPF maps", Cap::Bpf))?;
-        let sort = |name| BpfError::sort_load(name, false);
         match hook {
             Hook::Functions => {
-                for (name, function) in [watch::PROGRAM_STARTED, watch::PROGRAM_STOPPED] {
-                    let btf = kernel.stand_in(function)?;
-                    let program: &mut FExit = program(&mut ebpf, name)?;
-                    program.load(function, &btf).map_err(sort(name))?;
-                    program.attach()?;
+                for program in [watch::PROGRAM_STARTED, watch::PROGRAM_STOPPED] {
+                    run_at_end(&mut ebpf, program, &kernel.places)?;
                 }
             }
-            Hook::Tracepoint => {
-                let (name, tracepoint) = watch::PROGRAM_STATE;
-                let btf = kernel.stand_in(btf::STATE_CHANGE)?;
-                let program: &mut BtfTracePoint = program(&mut ebpf, name)?;
-                program.load(tracepoint, &btf).map_err(sort(name))?;
-                program.attach()?;
-            }
+            Hook::Tracepoint => run_at(&mut ebpf, watch::PROGRAM_STATE, &kernel.places)?,
         }
         let mut watch = Self {
             hook,

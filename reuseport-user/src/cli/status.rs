@@ -1,5 +1,6 @@
 //! `status`.
 
+use std::fmt::Write as _;
 use std::io::{self, Write};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -10,8 +11,17 @@ use super::output::{BOLD, age, count, list, notices, percent, table, to_json};
 use crate::bpf::owner::Attached;
 use crate::plan::role_str;
 use crate::rungs::Rung;
-use crate::steer::status::{GroupStatus, ListenerStatus, Steering};
+use crate::steer::status::{GroupStatus, ListenerStatus, Steering, Traced};
 use crate::steer::{RungStatus, status};
+
+/// Where connections are accepted, by distance from where they were received.
+const NEARNESS: [&str; 5] = [
+    "on the receiving CPU",
+    "elsewhere on its core",
+    "elsewhere on its last-level cache",
+    "elsewhere on its node",
+    "farther",
+];
 
 /// Show what is steered, by whom, and what is wrong with it
 ///
@@ -61,9 +71,25 @@ fn print(group: &GroupStatus, out: &mut impl Write) -> io::Result<()> {
         counters(steering, out)?;
         writeln!(out, "  pins {}", steering.pins.display())?;
     }
+    if let Some(traced) = &group.traced {
+        writeln!(out, "  {}", trace(traced))?;
+    }
     let rung = group.rung.rung.map_or("unknown", Rung::name);
     writeln!(out, "  rung {rung}: {}", group.rung.why)?;
     notices(out, &group.problems)
+}
+
+/// What a running `trace` sees: of the distances those that there are.
+pub(super) fn trace(traced: &Traced) -> String {
+    let Traced { pid, locality } = traced;
+    let all = locality.total();
+    let s = if all == 1 { "" } else { "s" };
+    let mut text = format!("trace (process {pid}): {} connection{s} accepted", count(all));
+    let told = NEARNESS.into_iter().zip(locality.counts());
+    for (how, connections) in told.filter(|&(_, connections)| connections > 0) {
+        _ = write!(text, ", {} {how}", percent(connections, all));
+    }
+    text
 }
 
 /// Whether it is steered, and not by eBPF.

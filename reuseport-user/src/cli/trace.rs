@@ -46,7 +46,7 @@ pub(super) struct Args {
     /// End after this time
     #[arg(short, long, value_name = "TIME", value_parser = duration)]
     duration: Option<Duration>,
-    /// Between tables
+    /// Between tables, and between looks for listeners that are new
     #[arg(short, long, value_name = "TIME", default_value = "1s", value_parser = duration)]
     interval: Duration,
     /// Print each connection as a line of JSON; what is counted goes to standard error
@@ -71,10 +71,9 @@ pub(super) fn run(args: &Args) -> Result<()> {
     }
     // What was counted up to an error is told all the same.
     let traced = if args.events {
-        events(&mut trace, &ends)
+        follow(&mut trace, &ends, args.interval, print_connections)
     } else if args.json {
-        while !ends.after_pause(None) {}
-        Ok(())
+        follow(&mut trace, &ends, args.interval, |_| Ok(()))
     } else if live {
         watch(&mut trace, &ends, args.interval)
     } else {
@@ -139,20 +138,25 @@ impl Ends {
     }
 }
 
-/// A line for each connection.
-fn events(trace: &mut Trace, ends: &Ends) -> Result<()> {
-    let mut look = Instant::now();
+/// Without tables: does something at each step, and looks for listeners that are new now and then.
+fn follow(
+    trace: &mut Trace,
+    ends: &Ends,
+    interval: Duration,
+    step: impl Fn(&mut Trace) -> Result<()>,
+) -> Result<()> {
+    let mut next = Instant::now() + interval;
     while !ends.after_pause(None) {
-        print_connections(trace)?;
-        // For listeners that are new.
-        if look.elapsed() > Duration::from_secs(1) {
+        step(trace)?;
+        if Instant::now() >= next {
             trace.read()?;
-            look = Instant::now();
+            next = Instant::now() + interval;
         }
     }
     Ok(())
 }
 
+/// A line for each connection.
 fn print_connections(trace: &mut Trace) -> Result<()> {
     let mut out = io::BufWriter::new(io::stdout().lock());
     while let Some(connection) = trace.connection() {

@@ -106,6 +106,10 @@ pub(crate) enum Open {
     Epoll,
     /// An io_uring.
     IoUring,
+    /// A BPF program.
+    BpfProgram,
+    /// A BPF map.
+    BpfMap,
 }
 
 impl Open {
@@ -113,6 +117,8 @@ impl Open {
         match link {
             b"anon_inode:[eventpoll]" => Some(Self::Epoll),
             b"anon_inode:[io_uring]" => Some(Self::IoUring),
+            b"anon_inode:bpf-prog" => Some(Self::BpfProgram),
+            b"anon_inode:bpf-map" => Some(Self::BpfMap),
             _ => inode(link, b"socket:[").map(Self::Socket),
         }
     }
@@ -228,6 +234,9 @@ mod tests {
             (&b"socket:[12345]"[..], Some(Open::Socket(12345))),
             (b"anon_inode:[eventpoll]", Some(Open::Epoll)),
             (b"anon_inode:[io_uring]", Some(Open::IoUring)),
+            (b"anon_inode:bpf-prog", Some(Open::BpfProgram)),
+            (b"anon_inode:bpf-map", Some(Open::BpfMap)),
+            (b"anon_inode:bpf_link", None),
             (b"socket:[]", None),
             (b"socket:[12", None),
             (b"socket:[1x]", None),

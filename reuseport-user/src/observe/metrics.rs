@@ -93,6 +93,8 @@ metrics! {
         "Those of a worker pinned to the CPU that received the connection, as it is pinned now. Missing where workers are not pinned or rows are no CPUs.";
     MISSES: Counter "misses_total" ["group", "port", "netns", "uid", "reason"]
         "Runs of the program that selected nothing, so that the kernel's hash decided.";
+    TRACED: Counter "traced_connections_total" ["group", "port", "netns", "uid", "slot", "listener", "distance"]
+        "Connections accepted from the listener, by distance of the accepting CPU from the receiving one: same CPU; sibling thread of its core; llc, sharing its last-level cache; node; remote. Only while a `trace` of the group runs, since it traces the listener.";
     // What an agent knows and did.
     AGENT_START: Gauge "agent_start_time_seconds" []
         "When the agent started, in seconds since the epoch.";

@@ -102,6 +102,7 @@ pub(crate) fn group(listeners: Vec<ListenerStatus>) -> GroupStatus {
             counters: Counters::default(),
         }),
         listeners,
+        traced: None,
         problems: Vec::new(),
     }
 }
@@ -131,6 +132,7 @@ pub(crate) fn listener(cookie: u64, slot: Option<u32>, cpu: u32) -> ListenerStat
         evicted: false,
         listener,
         selections: 0,
+        traced: None,
     }
 }
 

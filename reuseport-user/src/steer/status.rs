@@ -12,9 +12,10 @@ use crate::bpf::object::fingerprint;
 use crate::bpf::owner::Attached;
 use crate::bpf::pins::{Pinned, Pins};
 use crate::discover::{DiscoverError, Target, discover};
-use crate::model::{Cpu, Group, GroupKey, Listener};
+use crate::model::{Cpu, Group, GroupKey, Listener, Pid};
 use crate::plan::{policy_str, role_name, role_of_name};
 use crate::topology::Topology;
+use crate::trace::{self, Locality, Running};
 
 use super::intent::{Intent, Intents};
 use super::ownership::{self, Census};
@@ -45,6 +46,8 @@ pub struct GroupStatus {
     pub steering: Option<Steering>,
     /// Its listeners and where they sit.
     pub listeners: Vec<ListenerStatus>,
+    /// What a running `trace` sees of it; `None` where none runs.
+    pub traced: Option<Traced>,
     /// What is wrong, and what to do about it.
     pub problems: Vec<Notice>,
 }
@@ -111,6 +114,17 @@ pub struct ListenerStatus {
     pub listener: Listener,
     /// Selections of its slot so far; 0 without a slot.
     pub selections: u64,
+    /// What a running `trace` counted of its connections; `None` for one that is not traced.
+    pub traced: Option<Locality>,
+}
+
+/// What a running `trace` sees of a group.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Traced {
+    /// Its process; where several trace the group, that of the first.
+    pub pid: Pid,
+    /// Connections that the listeners which are there accepted since they are traced.
+    pub locality: Locality,
 }
 
 /// A policy by its name; `None` for a name that this version does not know.
@@ -138,6 +152,7 @@ pub fn status(
         Err(error) => return Err(error.into()),
     };
     let topology = Topology::read()?;
+    let running = trace::running();
     let mut statuses = Vec::new();
     let mut seen: BTreeSet<PathBuf> = BTreeSet::new();
     let mut look = |target: &Target, groups: Vec<Group>| -> Result<(), SteerError> {
@@ -149,6 +164,7 @@ pub fn status(
         for group in groups {
             let mut status = examine(pins.as_ref(), &group, &census, &topology)?;
             status.problems.extend(unseen.clone());
+            status.traced = traced(&running, &mut status.listeners, &topology);
             seen.extend(pins.as_ref().map(|pins| pins.place(&group.key)));
             statuses.push(status);
         }
@@ -224,6 +240,7 @@ fn examine(
         attached,
         steering,
         listeners,
+        traced: None,
         problems: notices,
     };
     let stale = match &pinned {
@@ -240,7 +257,24 @@ fn examine(
 fn unseated(listener: Listener) -> ListenerStatus {
     let Intent { weight, role, .. } = Intent::default();
     let (incoming_cpu, evicted) = (None, false);
-    ListenerStatus { slot: None, weight, role, incoming_cpu, evicted, listener, selections: 0 }
+    let (slot, selections, traced) = (None, 0, None);
+    ListenerStatus { slot, weight, role, incoming_cpu, evicted, listener, selections, traced }
+}
+
+/// Takes down what the first trace of these listeners has counted.
+fn traced(
+    running: &[Running],
+    listeners: &mut [ListenerStatus],
+    topology: &Topology,
+) -> Option<Traced> {
+    let of = |trace: &Running, it: &ListenerStatus| trace.locality(it.listener.cookie, topology);
+    let trace = running.iter().find(|trace| listeners.iter().any(|it| of(trace, it).is_some()))?;
+    let mut locality = Locality::default();
+    for it in listeners {
+        it.traced = of(trace, it);
+        it.traced.iter().for_each(|own| locality.merge(own));
+    }
+    Some(Traced { pid: trace.pid, locality })
 }
 
 /// Reads slots back by cookie.

@@ -1,8 +1,10 @@
-//! `bpf(2)` for what aya has no call for: a sockarray with 8-byte values, and a program from no
-//! object.
+//! `bpf(2)` for what aya has no call for: a sockarray with 8-byte values, a program from no
+//! object, and what an open program is.
 #![expect(unsafe_code, reason = "raw bpf(2) calls")]
 
 use std::os::fd::{AsRawFd as _, BorrowedFd, FromRawFd as _, OwnedFd};
+
+use bytemuck::{Pod, Zeroable};
 
 use super::{SyscallError, check};
 
@@ -14,6 +16,9 @@ const BPF_OBJ_GET_INFO_BY_FD: libc::c_long = 15;
 
 const BPF_PROG_TYPE_SK_REUSEPORT: u32 = 21;
 const BPF_SK_REUSEPORT_SELECT_OR_MIGRATE: u32 = 40;
+
+/// `BPF_PROG_TYPE_TRACING`.
+pub(crate) const TRACING: u32 = 26;
 
 /// `EEXIST` instead of replacing an occupied slot.
 pub(crate) const BPF_NOEXIST: u64 = 1;
@@ -142,19 +147,66 @@ struct InfoAttr {
     info: u64,
 }
 
-/// How often the kernel left a program out, because one was running on the CPU already; zero where it
-/// does not tell (before 5.12).
-pub(crate) fn recursion_misses(program: BorrowedFd<'_>) -> Result<u64, SyscallError> {
-    // `struct bpf_prog_info` up to `recursion_misses`, its last word here. Zeroes ask for no arrays.
-    let mut info = [0u64; 27];
-    let fd = program.as_raw_fd() as u32;
-    let len = size_of_val(&info) as u32;
-    let mut attr = InfoAttr { fd, len, info: (&raw mut info) as u64 };
-    // SAFETY: the attribute and the buffer outlive the call, and the kernel writes no more than `len`.
+/// Fills the head of what the kernel tells of a program; zeroes ask for no arrays.
+fn info<T: Pod>(program: BorrowedFd<'_>, head: &mut T) -> Result<(), SyscallError> {
+    let (fd, len) = (program.as_raw_fd() as u32, size_of::<T>() as u32);
+    let mut attr = InfoAttr { fd, len, info: std::ptr::from_mut(head) as u64 };
+    // SAFETY: the attribute and the head outlive the call, and the kernel writes no more than `len`
+    // bytes of plain numbers; an array that the head points to is as long as it says (`program_info`).
     let answer = unsafe {
         let size = size_of::<InfoAttr>();
         libc::syscall(libc::SYS_bpf, BPF_OBJ_GET_INFO_BY_FD, &raw mut attr, size)
     };
-    check("bpf(BPF_OBJ_GET_INFO_BY_FD)", answer)?;
-    Ok(info[26])
+    check("bpf(BPF_OBJ_GET_INFO_BY_FD)", answer).map(drop)
+}
+
+/// How often the kernel left a program out, because one was running on the CPU already; zero where it
+/// does not tell (before 5.12).
+pub(crate) fn recursion_misses(program: BorrowedFd<'_>) -> Result<u64, SyscallError> {
+    // `struct bpf_prog_info` up to `recursion_misses`, its last word here.
+    let mut words = [0u64; 27];
+    info(program, &mut words)?;
+    Ok(words[26])
+}
+
+/// `struct bpf_prog_info` up to its name.
+#[repr(C)]
+#[derive(Clone, Copy, Default, Pod, Zeroable)]
+struct InfoHead {
+    kind: u32,
+    id: u32,
+    tag: u64,
+    lengths: [u32; 2],
+    instructions: [u64; 2],
+    loaded_at: u64,
+    user: u32,
+    map_count: u32,
+    map_ids: u64,
+    name: [u8; 16],
+}
+
+/// What a program is.
+#[derive(Debug)]
+pub(crate) struct ProgramInfo {
+    /// `BPF_PROG_TYPE_*`.
+    pub(crate) kind: u32,
+    /// Of two programs the one loaded later has the greater.
+    pub(crate) id: u32,
+    /// At most 15 bytes of its name.
+    pub(crate) name: String,
+    /// Ids of the maps that it uses, 32 at most.
+    pub(crate) maps: Vec<u32>,
+}
+
+/// Asks the kernel for it; takes no privilege.
+pub(crate) fn program_info(program: BorrowedFd<'_>) -> Result<ProgramInfo, SyscallError> {
+    let mut maps = vec![0u32; 32];
+    let map_ids = maps.as_mut_ptr() as u64;
+    let mut head = InfoHead { map_count: maps.len() as u32, map_ids, ..InfoHead::default() };
+    info(program, &mut head)?;
+    // The kernel says how many there are, not how many it wrote.
+    maps.truncate(head.map_count as usize);
+    let name = head.name.split(|&byte| byte == 0).next().unwrap_or_default();
+    let name = String::from_utf8_lossy(name).into_owned();
+    Ok(ProgramInfo { kind: head.kind, id: head.id, name, maps })
 }

@@ -12,7 +12,7 @@ const GLOBAL: libc::c_int = 1;
 const LONG: Duration = Duration::from_millis(100);
 
 /// Returns when whatever the kernel was doing about a packet on any CPU is done: a selection that
-/// read the table before its change, with all that followed from it.
+/// read the table before its change, with all that followed from it; likewise the run of any program.
 ///
 /// `membarrier` waits for an RCU grace period, and packets are handled within one read-side section.
 /// With `nohz_full` CPUs the kernel refuses that; then a pause that is long enough has to do.

@@ -47,10 +47,8 @@ pub struct Arrival {
 }
 
 impl Connection {
-    /// Reads an event; `clock` is what is to be added to the kernel's time, in seconds. `None` for a
-    /// listener that nobody traces.
-    pub fn of(event: &Event, traced: &[Traced], topology: &Topology, clock: f64) -> Option<Self> {
-        let listener = traced.get(event.listener as usize)?;
+    /// Reads an event of a listener; `clock` is what is to be added to the kernel's time, in seconds.
+    pub fn of(event: &Event, listener: &Traced, topology: &Topology, clock: f64) -> Self {
         let Waiting { since, received, handshake } = event.waiting;
         let arrival = (since > 0).then(|| Arrival {
             received,
@@ -58,7 +56,7 @@ impl Connection {
             handshake_us: Some(handshake).filter(|&it| it > 0),
             wait_us: event.at.saturating_sub(since) as f64 / 1000.0,
         });
-        Some(Self {
+        Self {
             time: clock + event.at as f64 / 1e9,
             server: listener.group.address,
             listener: listener.cookie,
@@ -68,7 +66,7 @@ impl Connection {
             depth: event.depth,
             pid: event.pid,
             tid: event.tid,
-        })
+        }
     }
 }
 
@@ -96,7 +94,7 @@ mod tests {
             waiting: Waiting { since: 2_000_000_000, received: 0, handshake: 31 },
             family: libc::AF_INET as u16,
             port: [0x10, 0x01],
-            listener: 1,
+            listener: 71,
             accepted: 1,
             depth: 3,
             pid: 10,
@@ -104,25 +102,22 @@ mod tests {
             ..Event::default()
         };
         event.client[..4].copy_from_slice(&[192, 0, 2, 7]);
-        let listeners = [traced(70), traced(71)];
+        let listener = traced(71);
         let topology = machine(1, 1, 2, 1).build();
-        let it = Connection::of(&event, &listeners, &topology, 100.0).unwrap();
+        let it = Connection::of(&event, &listener, &topology, 100.0);
         assert_eq!((it.listener, it.accepted, it.depth, it.pid, it.tid), (71, 1, 3, 10, 11));
         assert_eq!(it.client, "192.0.2.7:4097".parse().unwrap());
         assert!((it.time - 102.000_012_5).abs() < 1e-6, "{}", it.time);
         let arrival = it.arrival.unwrap();
         assert_eq!((arrival.distance, arrival.handshake_us), (Distance::Llc, Some(31)));
         assert!((arrival.wait_us - 12.5).abs() < 1e-9, "{arrival:?}");
-        let line =
-            serde_json::to_value(Connection::of(&event, &listeners, &topology, 0.0)).unwrap();
+        let line = serde_json::to_value(Connection::of(&event, &listener, &topology, 0.0)).unwrap();
         assert_eq!((&line["received"], &line["wait_us"]), (&0.into(), &12.5.into()), "{line}");
 
         event.waiting = Waiting::default();
-        let unseen = Connection::of(&event, &listeners, &topology, 0.0).unwrap();
+        let unseen = Connection::of(&event, &listener, &topology, 0.0);
         assert_eq!(unseen.arrival, None);
         assert!(serde_json::to_value(&unseen).unwrap().get("received").is_none());
-        event.listener = 2;
-        assert_eq!(Connection::of(&event, &listeners, &topology, 0.0), None);
     }
 
     #[test]

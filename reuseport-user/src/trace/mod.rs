@@ -12,20 +12,22 @@ use reuseport_common::observe::Total;
 
 use crate::bpf::BpfError;
 pub use crate::bpf::observe::Hook;
-use crate::bpf::observe::{Observe, Options};
+use crate::bpf::observe::{Observe, Options, Pairs};
 use crate::discover::{DiscoverError, Look, Queue, Target, discover};
-use crate::model::{Group, GroupKey, Protocol, Served};
-use crate::sys::clock;
+use crate::model::{Cpu, Group, GroupKey, Protocol, Served};
+use crate::sys::{clock, membarrier};
 use crate::topology::{Topology, TopologyError};
 
 mod connection;
 mod histogram;
 mod reading;
+mod running;
 mod summary;
 
 pub use connection::{Arrival, Connection};
 pub use histogram::{Histogram, Percentiles};
 pub use reading::{Lost, OfCpu, OfListener, Reading};
+pub(crate) use running::{Running, running};
 pub use summary::{CpuSummary, ListenerSummary, Locality, Measures, OfGroup, Pair, Summary};
 
 /// Fewest listeners that there is room for: a small group may grow.
@@ -61,6 +63,18 @@ pub struct Traced {
     dropped: u32,
 }
 
+/// Where the counts of a listener are.
+#[derive(Debug)]
+enum Seat {
+    /// Under this index in the kernel's maps.
+    At(u32),
+    /// Here: it is gone, and its index another's.
+    Left(Counts),
+}
+
+/// A listener's connections by receiving and accepting CPU, and the rest.
+type Counts = (BTreeMap<(Cpu, Cpu), u64>, OfListener);
+
 /// A trace in progress. On drop the programs are gone.
 #[derive(Debug)]
 pub struct Trace {
@@ -68,9 +82,14 @@ pub struct Trace {
     topology: Topology,
     observe: Observe,
     look: Look,
-    /// In order of their indices.
+    /// In the order in which they came.
     traced: Vec<Traced>,
-    room: usize,
+    /// Where the counts of each of them are.
+    seats: Vec<Seat>,
+    /// The latest place of a listener among them, by its cookie: it may stop and listen again.
+    places: BTreeMap<u64, usize>,
+    /// Indices in the kernel's maps that are nobody's.
+    free: Vec<u32>,
     started: Instant,
     /// How long it was traced, once it is over.
     lasted: Option<Duration>,
@@ -109,13 +128,16 @@ impl Trace {
         let cookies: Vec<u64> = traced.iter().map(|it| it.cookie).collect();
         let observe = Observe::start(&options, &cookies)?;
         let (started, lasted, last) = (Instant::now(), None, Reading::default());
+        let taken = traced.len();
         Ok(Self {
             target,
             topology,
             observe,
             look,
             traced,
-            room,
+            seats: (0..taken as u32).map(Seat::At).collect(),
+            places: cookies.into_iter().zip(0..).collect(),
+            free: (taken as u32..room as u32).rev().collect(),
             started,
             lasted,
             last,
@@ -133,7 +155,7 @@ impl Trace {
         self.observe.why.as_deref()
     }
 
-    /// The listeners, in order of their indices.
+    /// The listeners, in the order in which they came; also those that are gone.
     pub fn traced(&self) -> &[Traced] {
         &self.traced
     }
@@ -141,28 +163,23 @@ impl Trace {
     /// All that happened so far. Listeners that are new are traced from now on, as long as there is room.
     pub fn read(&mut self) -> Result<Reading, TraceError> {
         let there = self.look.cookies()?;
-        let known: BTreeSet<u64> = self.traced.iter().map(|it| it.cookie).collect();
-        if !there.is_subset(&known) && self.traced.len() < self.room {
+        let seated = self.seated();
+        let room = !self.free.is_empty() || !seated.is_subset(&there);
+        if !there.is_subset(&seated) && room {
             // Looking at processes that come and go can fail; what is counted does not depend on it.
-            let _next_time = self.welcome(&known);
+            let _next_time = self.welcome(&there, &seated);
         }
         let keys = self.traced.iter().map(|it| it.group);
         let queues = queues(&mut self.look, keys.collect::<Vec<_>>())?;
+        let pairs = self.observe.pairs()?;
         let elapsed = self.lasted.unwrap_or_else(|| self.started.elapsed());
         let mut reading = Reading { elapsed, ..Reading::default() };
-        for (listener, index) in self.traced.iter().zip(0..) {
-            let queue = queues.get(&listener.cookie).copied();
-            let dropped = match queue {
-                Some(queue) => queue.dropped.wrapping_sub(listener.dropped).into(),
-                None => self.last.listeners.get(index as usize).map_or(0, |it| it.dropped),
-            };
-            let by_cpu = self.observe.times(index)?;
-            let by_cpu = by_cpu.iter().map(OfCpu::from).zip(0..);
-            let by_cpu = by_cpu.filter(|(times, _)| *times != OfCpu::default());
-            let by_cpu = by_cpu.map(|(times, cpu)| (cpu, times)).collect();
-            reading.listeners.push(OfListener { by_cpu, queue, dropped });
+        for place in 0..self.traced.len() {
+            let (pairs, of) = self.counts(place, &pairs, &queues)?;
+            let pair = |((received, accepted), count)| ((place as u32, received, accepted), count);
+            reading.pairs.extend(pairs.into_iter().map(pair));
+            reading.listeners.push(of);
         }
-        reading.pairs = self.observe.pairs()?;
         reading.queued = self.observe.total(Total::Queued)?;
         reading.lost = Lost {
             events: self.observe.total(Total::LostEvents)?,
@@ -170,12 +187,43 @@ impl Trace {
             pairs: self.observe.total(Total::Unpaired)?,
             missed: self.observe.missed(),
         };
-        if self.traced.len() == self.room {
-            let traced = |cookie: &&u64| self.traced.iter().any(|it| it.cookie == **cookie);
-            reading.no_room = there.iter().filter(|it| !traced(it)).count() as u64;
+        if self.free.is_empty() {
+            reading.no_room = there.difference(&self.seated()).count() as u64;
         }
         self.last = reading.clone();
         Ok(reading)
+    }
+
+    /// Cookies of the listeners that have an index.
+    fn seated(&self) -> BTreeSet<u64> {
+        let seated = self.places.iter().filter(|it| matches!(self.seats[*it.1], Seat::At(_)));
+        seated.map(|(&cookie, _)| cookie).collect()
+    }
+
+    /// What was counted of the listener at a place.
+    fn counts(
+        &self,
+        place: usize,
+        pairs: &Pairs,
+        queues: &BTreeMap<u64, Queue>,
+    ) -> Result<Counts, TraceError> {
+        let index = match &self.seats[place] {
+            Seat::At(index) => *index,
+            Seat::Left(counts) => return Ok(counts.clone()),
+        };
+        let listener = &self.traced[place];
+        let queue = queues.get(&listener.cookie).copied();
+        let dropped = match queue {
+            Some(queue) => queue.dropped.wrapping_sub(listener.dropped).into(),
+            None => self.last.listeners.get(place).map_or(0, |it| it.dropped),
+        };
+        let by_cpu = self.observe.times(index)?;
+        let by_cpu = by_cpu.iter().map(OfCpu::from).zip(0..);
+        let by_cpu = by_cpu.filter(|(times, _)| *times != OfCpu::default());
+        let by_cpu = by_cpu.map(|(times, cpu)| (cpu, times)).collect();
+        let own = pairs.range((index, 0, 0)..=(index, Cpu::MAX, Cpu::MAX));
+        let own = own.map(|(&(_, received, accepted), &count)| ((received, accepted), count));
+        Ok((own.collect(), OfListener { by_cpu, queue, dropped }))
     }
 
     /// The last reading, for when there cannot be another one.
@@ -192,10 +240,10 @@ impl Trace {
     pub fn connection(&mut self) -> Option<Connection> {
         loop {
             let event = self.observe.take()?;
-            let told = Connection::of(&event, &self.traced, &self.topology, clock_offset());
-            if told.is_some() {
-                return told;
-            }
+            // The programs tell of no others.
+            let Some(&place) = self.places.get(&event.listener) else { continue };
+            let listener = &self.traced[place];
+            return Some(Connection::of(&event, listener, &self.topology, clock_offset()));
         }
     }
 
@@ -205,15 +253,44 @@ impl Trace {
         self.lasted = Some(self.started.elapsed());
     }
 
-    fn welcome(&mut self, known: &BTreeSet<u64>) -> Result<(), TraceError> {
+    /// Begins to trace those of the listeners `there` that are not.
+    fn welcome(&mut self, there: &BTreeSet<u64>, seated: &BTreeSet<u64>) -> Result<(), TraceError> {
         let groups = discover(&self.target)?;
         let queues = queues(&mut self.look, groups.iter().map(|it| it.key))?;
         let mut new = listeners(&groups, &queues);
-        new.retain(|it| !known.contains(&it.cookie));
-        new.truncate(self.room - self.traced.len());
+        new.retain(|it| !seated.contains(&it.cookie));
+        if new.len() > self.free.len() {
+            self.make_room(there)?;
+        }
         for listener in new {
-            self.observe.add(listener.cookie, self.traced.len() as u32)?;
+            let Some(&index) = self.free.last() else { break };
+            self.observe.add(listener.cookie, index)?;
+            self.free.pop();
+            self.places.insert(listener.cookie, self.traced.len());
             self.traced.push(listener);
+            self.seats.push(Seat::At(index));
+        }
+        Ok(())
+    }
+
+    /// Takes the indices of those that are not `there`. What they counted is kept here.
+    fn make_room(&mut self, there: &BTreeSet<u64>) -> Result<(), TraceError> {
+        let gone = |(place, seat): (usize, &Seat)| match seat {
+            Seat::At(index) if !there.contains(&self.traced[place].cookie) => Some((place, *index)),
+            _ => None,
+        };
+        let gone: Vec<_> = self.seats.iter().enumerate().filter_map(gone).collect();
+        for &(place, _) in &gone {
+            self.observe.remove(self.traced[place].cookie)?;
+        }
+        // Nobody finds the indices any more; who had found one is done with it after this.
+        membarrier::wait_for_packets();
+        let pairs = self.observe.pairs()?;
+        for (place, index) in gone {
+            let counts = self.counts(place, &pairs, &BTreeMap::new())?;
+            self.observe.clear(index, counts.0.keys().copied())?;
+            self.seats[place] = Seat::Left(counts);
+            self.free.push(index);
         }
         Ok(())
     }

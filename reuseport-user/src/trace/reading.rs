@@ -14,9 +14,9 @@ use crate::model::Cpu;
 pub struct Reading {
     /// How long it was traced.
     pub elapsed: Duration,
-    /// By index.
+    /// In the order in which they came.
     pub listeners: Vec<OfListener>,
-    /// Connections by listener, receiving and accepting CPU.
+    /// Connections by place of the listener, receiving and accepting CPU.
     pub pairs: BTreeMap<(u32, Cpu, Cpu), u64>,
     /// Connections that came into an accept queue on the port.
     pub queued: u64,

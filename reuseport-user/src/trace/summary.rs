@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use super::histogram::{Histogram, Percentiles};
 use super::reading::{Lost, OfCpu, OfListener, Reading};
@@ -84,7 +84,7 @@ pub struct Measures {
 }
 
 /// Connections by the distance of the CPUs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Locality {
     /// One CPU.
     pub same: u64,
@@ -122,6 +122,9 @@ pub struct CpuSummary {
 }
 
 impl Locality {
+    /// Names of the distances, nearest first.
+    pub const NAMES: [&str; 5] = ["same", "sibling", "llc", "node", "remote"];
+
     /// Adds so many connections.
     pub fn add(&mut self, distance: Distance, connections: u64) {
         *match distance {
@@ -136,6 +139,15 @@ impl Locality {
     /// Nearest first.
     pub fn counts(&self) -> [u64; 5] {
         [self.same, self.sibling, self.llc, self.node, self.remote]
+    }
+
+    /// Adds another's connections.
+    pub fn merge(&mut self, other: &Self) {
+        self.same += other.same;
+        self.sibling += other.sibling;
+        self.llc += other.llc;
+        self.node += other.node;
+        self.remote += other.remote;
     }
 
     /// All connections.
@@ -176,7 +188,7 @@ impl Sum {
 }
 
 impl Summary {
-    /// Of a reading of these listeners, which has their indices.
+    /// Of a reading of these listeners.
     pub fn of(reading: &Reading, traced: &[Traced], hook: Hook, topology: &Topology) -> Self {
         let mut total = Sum::default();
         let mut groups: BTreeMap<GroupKey, (Sum, Vec<ListenerSummary>)> = BTreeMap::new();

@@ -2,12 +2,9 @@
 
 use std::path::Path;
 
-use reuseport_common::observe::{
-    Offsets, PROGRAM_ACCEPTED, PROGRAM_QUEUED, PROGRAM_RETURNED, Syscall,
-};
+use reuseport_common::observe::{Offsets, PROGRAM_ACCEPTED, Syscall};
 
-use super::{Btf, BtfError, KIND_FUNC, KIND_TYPEDEF, STATE_CHANGE, VMLINUX, stand_in};
-use crate::bpf::BpfError;
+use super::{Btf, BtfError, KIND_FUNC, KIND_TYPEDEF, Places, STATE_CHANGE, VMLINUX};
 use crate::sys::mapped::Mapped;
 
 const STRUCTS: [&str; 10] = [
@@ -24,11 +21,11 @@ const STRUCTS: [&str; 10] = [
 ];
 const REGISTERS: &str = "pt_regs";
 
-/// Programs' places of attachment: whose, by the name in the BTF, of which kind.
-const PLACES: [(&str, &str, u32); 3] = [
-    (PROGRAM_QUEUED.0, STATE_CHANGE, KIND_TYPEDEF),
-    (PROGRAM_ACCEPTED.0, PROGRAM_ACCEPTED.1, KIND_FUNC),
-    (PROGRAM_RETURNED.0, "btf_trace_sys_exit", KIND_TYPEDEF),
+/// Where the programs run.
+const PLACES: [(&str, u32); 3] = [
+    (STATE_CHANGE, KIND_TYPEDEF),
+    (PROGRAM_ACCEPTED.1, KIND_FUNC),
+    ("btf_trace_sys_exit", KIND_TYPEDEF),
 ];
 
 /// Members of `pt_regs` with the number of the system call and its first argument.
@@ -42,7 +39,7 @@ const CALL: (&str, &str) = ("orig_ax", "di");
 pub(in crate::bpf) struct Kernel {
     pub(in crate::bpf) offsets: Offsets,
     pub(in crate::bpf) syscall: Syscall,
-    places: [Option<u32>; PLACES.len()],
+    pub(in crate::bpf) places: Places<{ PLACES.len() }>,
 }
 
 impl Kernel {
@@ -50,36 +47,23 @@ impl Kernel {
     pub(in crate::bpf) fn look_up() -> Result<Self, BtfError> {
         let bytes = Mapped::open(Path::new(VMLINUX)).map_err(BtfError::Unreadable)?;
         let structs: Vec<_> = STRUCTS.into_iter().chain([REGISTERS]).collect();
-        let btf = Btf::parse(&bytes, &structs, &PLACES.map(|(_, name, kind)| (name, kind)))?;
-        let places = PLACES.map(|(_, name, _)| btf.places.get(name).copied());
+        let btf = Btf::parse(&bytes, &structs, &PLACES)?;
+        let places = Places::find(&btf, PLACES);
         Ok(Self { offsets: offsets(&btf)?, syscall: syscall(&btf)?, places })
-    }
-
-    /// What aya's `load` takes for a program, as [`super::Kernel::stand_in`].
-    pub(in crate::bpf) fn stand_in(&self, program: &str) -> Result<aya::Btf, BpfError> {
-        let mut places = PLACES.iter().zip(self.places);
-        let found = places.find(|(place, _)| place.0 == program);
-        let Some((&(_, name, kind), id)) = found else {
-            return Err(BtfError::Missing(program.to_owned()).into());
-        };
-        let id = id.ok_or_else(|| BtfError::Missing(name.to_owned()))?;
-        stand_in(name, kind, id)
     }
 }
 
 fn offsets(btf: &Btf<'_>) -> Result<Offsets, BtfError> {
-    let sock = btf.offset("sock", "__sk_common")?;
-    let common = |member| Ok::<_, BtfError>(sock + btf.offset("sock_common", member)?);
     Ok(Offsets {
-        port: common("skc_num")?,
-        net: common("skc_net")?,
+        port: btf.common("skc_num")?,
+        net: btf.common("skc_net")?,
         netns: btf.offset("net", "ns")? + btf.offset("ns_common", "inum")?,
-        cookie: common("skc_cookie")?,
-        family: common("skc_family")?,
-        v4: common("skc_daddr")?,
-        v6: common("skc_v6_daddr")?,
-        client_port: common("skc_dport")?,
-        state: common("skc_state")?,
+        cookie: btf.common("skc_cookie")?,
+        family: btf.common("skc_family")?,
+        v4: btf.common("skc_daddr")?,
+        v6: btf.common("skc_v6_daddr")?,
+        client_port: btf.common("skc_dport")?,
+        state: btf.common("skc_state")?,
         socket: btf.offset("sock", "sk_socket")?,
         waiting: btf.offset("sock", "sk_ack_backlog")?,
         round_trip: btf.offset("tcp_sock", "srtt_us")?,
@@ -111,9 +95,9 @@ mod tests {
         assert!(all.iter().all(|&offset| offset < 16384), "{kernel:?}");
         assert_ne!(kernel.offsets.v4, kernel.offsets.v6);
         assert_ne!(kernel.syscall.number, kernel.syscall.first);
-        for (program, ..) in PLACES {
-            kernel.stand_in(program).unwrap();
+        for (place, _) in PLACES {
+            kernel.places.stand_in(place).unwrap();
         }
-        assert!(kernel.stand_in("nobody's").is_err());
+        assert!(kernel.places.stand_in("nobody's").is_err());
     }
 }

@@ -10,7 +10,7 @@ use ratatui::widgets::Paragraph;
 use reuseport_common::abi::Role;
 
 use super::super::output::{age, count, list, percent};
-use super::super::status::headline;
+use super::super::status::{headline, trace};
 use super::app::{App, Happening, Sort};
 use crate::observe::{GroupRates, Paths};
 use crate::plan::role_str;
@@ -107,6 +107,7 @@ fn of_group(app: &App, group: &GroupStatus, rates: Option<&GroupRates>) -> Vec<L
     if let Some(steering) = &group.steering {
         lines.extend(rows(steering, rates));
     }
+    lines.extend(group.traced.iter().map(|it| Line::raw(format!("  {}", trace(it)))));
     for problem in &group.problems {
         lines.push(Line::styled(format!("  ! {}", problem.what), WARNING));
         lines.push(Line::raw(format!("    -> {}", problem.remedy)));

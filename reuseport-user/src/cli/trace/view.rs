@@ -27,7 +27,9 @@ pub(super) fn table(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
         let mut heads = vec!["LISTENER", "SERVED BY"];
         heads.extend(measure_heads(&distances));
         heads.extend(["QUEUE", "DEEPEST", "DROPPED"]);
-        let lines = group.listeners.iter().map(|it| {
+        // One that is gone and had nothing is of no interest: there may be very many.
+        let told = group.listeners.iter().filter(|it| it.listens || it.measures.accepted > 0);
+        let lines = told.map(|it| {
             let mut line = vec![it.cookie.to_string(), it.served.to_string()];
             line.extend(measures(&it.measures, &distances));
             let queue = format!("{} of {}", it.queue, it.backlog);

@@ -45,9 +45,15 @@ fn parse(text: &str, sockfs: u64) -> Option<Open> {
     if field(text, "mnt_id") == Some(sockfs) {
         return field(text, "ino").map(Open::Socket);
     }
-    // Lines of an epoll set that watches something; the first line of an io_uring.
+    // Lines of an epoll set that watches something; the first lines of the others.
+    let kinds = [
+        ("tfd:", Open::Epoll),
+        ("SqMask:", Open::IoUring),
+        ("prog_type:", Open::BpfProgram),
+        ("map_type:", Open::BpfMap),
+    ];
     let has = |name: &str| text.lines().any(|line| line.starts_with(name));
-    if has("tfd:") { Some(Open::Epoll) } else { has("SqMask:").then_some(Open::IoUring) }
+    kinds.into_iter().find_map(|(name, open)| has(name).then_some(open))
 }
 
 fn field(text: &str, name: &str) -> Option<u64> {
@@ -80,6 +86,9 @@ mod tests {
         assert_eq!(parse(head, 16), Some(Open::Socket(1081)));
         assert_eq!(parse(&format!("{head}tfd: 5 events: 19\n"), 9), Some(Open::Epoll));
         assert_eq!(parse(&format!("{head}SqMask:\t0x7\n"), 9), Some(Open::IoUring));
+        assert_eq!(parse(&format!("{head}prog_type:\t26\n"), 9), Some(Open::BpfProgram));
+        assert_eq!(parse(&format!("{head}map_type:\t1\n"), 9), Some(Open::BpfMap));
+        assert_eq!(parse(&format!("{head}link_type:\ttracing\nprog_id:\t1\n"), 9), None);
         assert_eq!(parse("", 9), None);
     }
 }

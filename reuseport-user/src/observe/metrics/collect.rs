@@ -15,6 +15,7 @@ use crate::plan::role_str;
 use crate::rungs::{PassedOver, Rung};
 use crate::steer::GroupStatus;
 use crate::steer::status::{self, ListenerStatus, SlotCounters, Steering};
+use crate::trace::Locality;
 
 /// A metric and its values.
 #[derive(Debug)]
@@ -178,6 +179,11 @@ impl OfGroup<'_> {
         if it.slot.is_some() {
             self.put(&super::EVICTED, &[&slot, &cookie], f64::from(u8::from(it.evicted)));
         }
+        if let Some(locality) = &it.traced {
+            for (distance, connections) in Locality::NAMES.into_iter().zip(locality.counts()) {
+                self.put(&super::TRACED, &[&slot, &cookie, distance], connections as f64);
+            }
+        }
     }
 
     fn steering(&mut self, steering: &Steering) {
@@ -239,6 +245,7 @@ mod tests {
         displaced.rung.ours = false;
         displaced.listeners[0].role = Role::Standby;
         displaced.listeners[1].evicted = true;
+        displaced.listeners[1].traced = Some(Locality { same: 7, node: 2, ..Locality::default() });
         let mut unsteered = group(vec![listener(20, None, 0), listener(21, None, 1)]);
         unsteered.group.netns = 44;
         (unsteered.steering, unsteered.attached) = (None, Attached::Nothing);
@@ -322,6 +329,12 @@ mod tests {
         let evicted = |slot: &str| value("evicted", &["netns=43", slot]);
         assert_eq!((evicted("slot=0"), evicted("slot=1")), (Some(0.0), Some(1.0)));
         assert_eq!(value("evicted", &["netns=44"]), None);
+        let traced = |distance: &str| {
+            value("traced_connections_total", &["listener=11", &format!("distance={distance}")])
+        };
+        let distances = Locality::NAMES.map(traced);
+        assert_eq!(distances, [7.0, 0.0, 0.0, 2.0, 0.0].map(Some));
+        assert_eq!(value("traced_connections_total", &["netns=43", "listener=10"]), None);
         let passed_over = ["rung=ebpf", "why=not_permitted"];
         assert_eq!(value("rung_passed_over", &passed_over), Some(1.0));
         let evictions = |cause: &str| value("evictions_total", &[cause]);

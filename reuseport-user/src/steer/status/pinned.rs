@@ -64,6 +64,7 @@ pub(super) fn leftover(
         rung: RungStatus::gone(),
         steering: None,
         listeners: Vec::new(),
+        traced: None,
         problems: vec![Notice::new(
             format!("the group is gone, its pins are left in {}", directory.display()),
             "start the server and `attach` again, or `detach` to remove them",
