@@ -143,7 +143,8 @@ impl InForce {
 pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> {
     match options.rung {
         Ladder::Auto => {
-            let permitted = if options.dry_run { ladder::permitted(options) } else { Ok(()) };
+            let permitted =
+                if options.dry_run { rung::permitted(&options.settings) } else { Ok(()) };
             permitted
                 .and_then(|()| ebpf(options))
                 .or_else(|refused| ladder::below(options, refused))

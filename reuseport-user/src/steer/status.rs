@@ -147,7 +147,7 @@ pub fn status(
             census => census?,
         };
         for group in groups {
-            let mut status = examine(pins.as_ref(), &group, &census, &topology)?;
+            let mut status = examine(pins.as_ref(), &group, &census, &topology, settings)?;
             status.problems.extend(unseen.clone());
             seen.extend(pins.as_ref().map(|pins| pins.place(&group.key)));
             statuses.push(status);
@@ -186,6 +186,7 @@ fn examine(
     group: &Group,
     census: &Census,
     topology: &Topology,
+    settings: &Settings,
 ) -> Result<GroupStatus, SteerError> {
     let of = SteerError::of(&group.key);
     let attached = census.attached(group);
@@ -217,8 +218,12 @@ fn examine(
     for listener in &mut listeners {
         listener.incoming_cpu = traces.as_ref().ok().and_then(|it| it.cpu(&listener.listener));
     }
+    let mut rung = rung::in_force(group, &attached, in_force, &traces);
+    if let Ok(traces) = &traces {
+        rung.auto = rung::auto(group, &attached, &rung, traces, settings);
+    }
     let mut status = GroupStatus {
-        rung: rung::in_force(group, &attached, in_force, &traces),
+        rung,
         group: group.key,
         netns_pid: group.netns.pid.filter(|_| !group.netns.own),
         attached,
