@@ -75,9 +75,13 @@ fn incoming_cpu_takes_the_right_to_take_listeners_and_nothing_else() {
     assert_eq!(status["rung"]["ours"], true, "{status:#}");
     assert!(status["rung"]["why"].to_string().contains("by us"), "{status:#}");
     // Why not a better one is what the same command would come to now.
-    assert_eq!(status["rung"]["auto"], report["rung"], "{status:#}");
+    let auto = &status["rung"]["auto"];
+    assert_eq!(auto["rung"], "incoming-cpu", "{status:#}");
+    assert_eq!(auto["passed_over"].as_array().map(Vec::len), Some(1), "{status:#}");
+    let why = &auto["passed_over"][0];
+    assert_eq!((&why["rung"], &why["kind"]), (&json!("ebpf"), &json!("not_permitted")));
     let seen = scene.taker("status", &[]).run().ok();
-    for words in ["would take incoming-cpu (no ebpf: ", "Permission denied"] {
+    for words in ["would take incoming-cpu (no ebpf: ", "CAP_BPF is missing"] {
         assert!(seen.stdout.contains(words), "{words}: {seen}");
     }
     // Who may look sees that it is not a program, and that eBPF is to be had by now.

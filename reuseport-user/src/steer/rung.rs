@@ -185,9 +185,7 @@ pub(super) fn auto(
     settings: &Settings,
 ) -> Option<Choice> {
     let foreign = matches!(attached, Attached::Program { .. } | Attached::Classic);
-    if in_force.rung == Some(Rung::Ebpf)
-        || (foreign && !in_force.ours)
-        || group.listeners.len() < 2
+    if in_force.rung == Some(Rung::Ebpf) || (foreign && !in_force.ours) || group.listeners.len() < 2
     {
         return None;
     }

@@ -16,6 +16,7 @@ use crate::model::{Cpu, Group, GroupKey, Listener};
 use crate::plan::{policy_str, role_name, role_of_name};
 use crate::topology::Topology;
 
+use super::fit::bound_beside;
 use super::intent::{Intent, Intents};
 use super::ownership::{self, Census};
 use super::rung::{self, RungStatus, Traces};
@@ -146,9 +147,10 @@ pub fn status(
             Err(SteerError::Bpf { source, .. }) => Census::unknown(&source),
             census => census?,
         };
-        for group in groups {
-            let mut status = examine(pins.as_ref(), &group, &census, &topology, settings)?;
+        for group in &groups {
+            let mut status = examine(pins.as_ref(), group, &census, &topology, settings)?;
             status.problems.extend(unseen.clone());
+            status.problems.extend(bound_beside(&group.key, groups.iter().map(|it| it.key)));
             seen.extend(pins.as_ref().map(|pins| pins.place(&group.key)));
             statuses.push(status);
         }
