@@ -74,9 +74,25 @@ fn incoming_cpu_takes_the_right_to_take_listeners_and_nothing_else() {
     assert_eq!(status["rung"]["rung"], "incoming-cpu", "{status:#}");
     assert_eq!(status["rung"]["ours"], true, "{status:#}");
     assert!(status["rung"]["why"].to_string().contains("by us"), "{status:#}");
-    // Who may look sees that it is not a program.
+    // Why not a better one is what the same command would come to now.
+    let auto = &status["rung"]["auto"];
+    assert_eq!(auto["rung"], "incoming-cpu", "{status:#}");
+    assert_eq!(auto["passed_over"].as_array().map(Vec::len), Some(1), "{status:#}");
+    let why = &auto["passed_over"][0];
+    assert_eq!((&why["rung"], &why["kind"]), (&json!("ebpf"), &json!("not_permitted")));
+    let seen = scene.taker("status", &[]).run().ok();
+    for words in ["would take incoming-cpu (no ebpf: ", "CAP_BPF is missing"] {
+        assert!(seen.stdout.contains(words), "{words}: {seen}");
+    }
+    // Who may look sees that it is not a program, and that eBPF is to be had by now.
     let seen = scene.cli("status", &[]).run().ok();
-    assert!(seen.stdout.contains("rung incoming-cpu: no program is attached"), "{seen}");
+    for words in [
+        "rung incoming-cpu: no program is attached",
+        "would take ebpf\n",
+        "(why incoming-cpu was taken when it was attached is not remembered)",
+    ] {
+        assert!(seen.stdout.contains(words), "{words}: {seen}");
+    }
     // Again: the same.
     assert_eq!(scene.puts_on("auto")["rung"], report["rung"]);
     scene.steered();
@@ -262,6 +278,12 @@ fn options_that_take_ebpf_are_refused() {
         assert_eq!(report["rung"]["rung"], "hash", "{report:#}");
         assert_eq!(report["rung"]["passed_over"].as_array().map(Vec::len), Some(3), "{report:#}");
     }
+    // Of a group that nobody steers it is told too, and on eBPF there is nothing to tell.
+    assert_eq!(scene.told()["rung"]["auto"]["rung"], "incoming-cpu");
+    scene.cli("attach", &[]).run().ok();
+    let status = scene.cli("status", &["--json"]).run().ok().json()[0].clone();
+    assert_eq!(status["rung"]["auto"], Value::Null, "{status:#}");
+    scene.cli("detach", &[]).run().ok();
     no_cpu(&scene);
     scene.hashed();
 }

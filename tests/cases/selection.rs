@@ -3,11 +3,13 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use reuseport_tests::agent::Agent;
+use reuseport_tests::bpffs::Bpffs;
 use reuseport_tests::client::{Target, burst};
 use reuseport_tests::scene::{Scene, number};
 use reuseport_tests::worker::{Spec, Worker};
 use reuseport_tests::{cpus, eventually, require};
-use serde_json::json;
+use serde_json::{Value, json};
 
 fn here() -> Target {
     Target::plain("127.0.0.1:8080")
@@ -249,11 +251,18 @@ fn groups_bound_to_a_device_are_told_apart() {
         let spec = Spec { index, cpus: vec![cpu], device: Some("lo"), ..Spec::default() };
         all.push(Worker::start(&scene.netns, &spec));
     }
+    let bpffs = Bpffs::new();
+    let mut agent = Agent::start(&scene.netns, &bpffs, 8080, &["--detach-on-exit"]);
+    agent.wait_for("is bound to a device and tcp 0.0.0.0:8080 is not");
+    let log = agent.stop();
+    assert_eq!(log.matches("is bound to a device").count(), 1, "{log}");
     let said = scene.run("attach", &[]).ok();
     assert!(said.stdout.contains("is bound to a device and tcp 0.0.0.0:8080 is not"), "{said}");
     let groups = scene.status_all();
     let devices: Vec<u64> = groups.iter().map(|it| number(&it["group"]["device"])).collect();
     assert_eq!(devices, [0, 1], "{groups:#?}");
+    let warned = |it: &Value| it["problems"].to_string().contains("is bound to a device");
+    assert_eq!(groups.iter().map(warned).collect::<Vec<_>>(), [true, false], "{groups:#?}");
     for cpu in cpus() {
         burst(&scene.netns, cpu, &here(), 30).assert_local(reuseport_tests::scene::place);
     }

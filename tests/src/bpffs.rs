@@ -22,10 +22,21 @@ impl Bpffs {
         require::root();
         let turn = Turn::shared();
         let directory = tempfile::tempdir().expect("a temporary directory");
-        let path = directory.path().to_str().expect("a path of ours is text");
+        let bpffs = Self { directory, _turn: turn };
+        bpffs.mount();
+        bpffs
+    }
+
+    /// Mounts an empty one in its place, where it was unmounted.
+    pub fn mount(&self) {
+        let path = self.path().to_str().expect("a path of ours is text");
         tool("mount", &["-t", "bpf", "bpf", path]);
         fs::set_permissions(path, fs::Permissions::from_mode(0o755)).expect("chmod a bpffs");
-        Self { directory, _turn: turn }
+    }
+
+    /// Leaves an empty directory in its place.
+    pub fn unmount(&self) {
+        tool("umount", &[self.path().to_str().expect("a path of ours is text")]);
     }
 
     /// Gives it to a user.

@@ -1,14 +1,14 @@
 //! A target on a rung below eBPF: its part of a tick.
 //!
-//! Nothing is pinned there. The listeners remember what was set on them; who stands by for a newer
-//! generation, the agent keeps to itself. It sets the listeners anew when one came or went, or its
+//! Nothing is pinned there. The listeners remember what was set on them, from which the next agent
+//! tells who stands by for a newer generation ([`left_without`]). It sets the listeners anew when one came or went, or its
 //! worker moved or stopped serving it.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};
 use std::time::{Duration, Instant};
 
-use super::generations::{Generations, Part, Verdict};
+use super::generations::{Generations, Part, Verdict, stood_by};
 use super::journal::{Journal, Topic};
 use super::note::{Told, generations, latencies};
 use super::recall::{Recall, members, pids};
@@ -17,10 +17,11 @@ use super::state::{Phase, SeatState, Shared};
 use reuseport_common::abi::Role;
 
 use crate::bpf::pins::{AgentLock, Pins, PinsError};
+use crate::discover::acquire::with_listener;
 use crate::model::{CpuSet, Group, GroupKey, Listener, Netns, Pid};
 use crate::plan::NORMAL_WEIGHT;
-use crate::rungs::{PassedOver, Rung, Why};
-use crate::steer::attach::{AttachOptions, AttachReport, attach_below};
+use crate::rungs::{self, PassedOver, Rung, Trace, Why};
+use crate::steer::attach::{AttachOptions, AttachReport, Ladder, attach_below};
 use crate::steer::fit::explain_alone;
 use crate::steer::{SteerError, detach};
 use crate::sys::clock;
@@ -39,6 +40,9 @@ pub(super) struct Below {
     /// When the listeners were last set, and on which rung.
     set: Option<(Instant, Rung)>,
 }
+
+/// What is known of a group's workers.
+pub(super) type Past = (Recall, Generations);
 
 /// What is known of a group.
 struct Known {
@@ -65,6 +69,29 @@ struct Wanted {
 impl Below {
     pub(super) fn new(why_not_ebpf: Why) -> Self {
         Self { why_not_ebpf, groups: BTreeMap::new(), lost: HashSet::new(), set: None }
+    }
+
+    /// Who keeps a target on a rung that is asked for, where that is below eBPF.
+    pub(super) fn asked_for(rung: Ladder) -> Option<Self> {
+        match rung {
+            Ladder::Auto | Ladder::Only(Rung::Ebpf) => None,
+            Ladder::Only(_) => Some(Self::new(Why::Unfit("it was not asked for".to_owned()))),
+        }
+    }
+
+    /// Why eBPF is not in force instead.
+    pub(super) fn explain(&mut self, why_not_ebpf: Why) {
+        self.why_not_ebpf = why_not_ebpf;
+    }
+
+    /// Lets go of the locks until the next tick, and says what whoever keeps the groups meanwhile should
+    /// know of their workers.
+    pub(super) fn hand_over(&mut self, options: &AttachOptions) -> BTreeMap<GroupKey, Past> {
+        for known in self.groups.values_mut() {
+            known.unlock(options);
+        }
+        let past = |known: &Known| (known.recall.clone(), known.generations.clone());
+        self.groups.iter().map(|(key, known)| (*key, past(known))).collect()
     }
 
     /// Processes whose end matters.
@@ -119,8 +146,8 @@ impl Below {
         generation_timeout: Duration,
     ) -> Result<&mut Known, SteerError> {
         let entry = match self.groups.entry(group.key) {
-            Entry::Occupied(entry) => return Ok(entry.into_mut()),
-            Entry::Vacant(entry) => entry,
+            Entry::Occupied(entry) if entry.get().lock.is_some() => return Ok(entry.into_mut()),
+            entry => entry,
         };
         let pins = Pins::at(&options.settings.bpffs).and_then(Pins::lock);
         let lock = match pins.and_then(|pins| pins.lock_agent(&group.key)) {
@@ -129,14 +156,16 @@ impl Below {
             }
             lock => lock.ok(),
         };
-        Ok(entry.insert(Known {
+        let known = entry.or_insert_with(|| Known {
             netns: group.netns.clone(),
-            lock,
+            lock: None,
             recall: Recall::default(),
             generations: Generations::new(generation_timeout),
-            stand_by: BTreeSet::new(),
+            stand_by: left_without(group),
             facts: Facts::new(),
-        }))
+        });
+        known.lock = lock;
+        Ok(known)
     }
 
     /// Sets the listeners of all groups.
@@ -225,12 +254,12 @@ impl Below {
         journal: &mut Journal,
     ) {
         let is_gone = |key: &GroupKey| !groups.iter().any(|group| group.key == *key);
-        for (key, known) in self.groups.extract_if(.., |key, _| is_gone(key)) {
+        for (key, mut known) in self.groups.extract_if(.., |key, _| is_gone(key)) {
             journal.say(Topic::Mapping, Some(key), "nobody listens any more".to_owned());
             journal.forget(&key);
             shared.forget(&key);
             shared.state().group(key, &known.netns).unsteered(Phase::Gone, None);
-            known.release(options);
+            known.unlock(options);
         }
     }
 
@@ -241,17 +270,17 @@ impl Below {
         } else {
             Ok(())
         };
-        for known in self.groups.into_values() {
-            known.release(options);
+        for mut known in self.groups.into_values() {
+            known.unlock(options);
         }
         outcome
     }
 }
 
 impl Known {
-    fn release(self, options: &AttachOptions) {
+    fn unlock(&mut self, options: &AttachOptions) {
         // Best effort: the kernel drops the lock with the descriptor, and an empty directory stays.
-        if let Some(lock) = self.lock
+        if let Some(lock) = self.lock.take()
             && let Ok(pins) = Pins::at(&options.settings.bpffs).and_then(Pins::lock)
         {
             let _left_over = lock.release(&pins);
@@ -274,6 +303,23 @@ impl Known {
         let facts = group.listeners.iter().map(fact).collect();
         Wanted { group: group.clone(), facts, verdict }
     }
+}
+
+/// Who stood by when another agent set these listeners: where it gave a CPU to a newer worker of the
+/// same class and none to this one. Who joined since has none either, but is no older. On classic BPF
+/// the listeners do not tell.
+fn left_without(group: &Group) -> BTreeSet<u64> {
+    let prefers = |listener: &Listener| {
+        let trace = with_listener(listener, &group.key, rungs::inspect);
+        match trace.ok()?.ok()? {
+            Trace::IncomingCpu { .. } => Some(true),
+            Trace::Nothing => Some(false),
+            Trace::Place(_) => None,
+        }
+    };
+    let traces: BTreeMap<u64, bool> =
+        group.listeners.iter().filter_map(|it| Some((it.cookie, prefers(it)?))).collect();
+    stood_by(&members(group, |_| Part::Serves), &traces)
 }
 
 fn seats(report: &AttachReport, wanted: &Wanted) -> Vec<SeatState> {

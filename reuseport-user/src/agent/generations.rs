@@ -6,6 +6,9 @@
 //! serve again when a newcomer dies young. One that still listens after the time a takeover may take
 //! was not to be replaced at all: there are more workers from then on.
 //!
+//! A deploy whose workers are of other classes, or more or fewer, is told by the group as a whole
+//! ([`deploy`]).
+//!
 //! Pure: fed with who is there and when, it says who stands by.
 
 use std::cmp::Reverse;
@@ -13,6 +16,10 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use crate::model::CpuSet;
+
+mod deploy;
+
+use self::deploy::superseded;
 
 /// Where workers may run, and their name.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,18 +59,24 @@ pub(super) struct Verdict {
 }
 
 /// The generations of one group.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Generations {
     /// How long a takeover may take.
     timeout: Duration,
     classes: BTreeMap<Class, Usual>,
     known: BTreeMap<u64, Known>,
+    /// Who there was when nobody stood by and nothing was to be learnt; `None` until then.
+    usual: Option<BTreeSet<u64>>,
+    /// Those of them that stand by because of a deploy.
+    deployed: BTreeSet<u64>,
+    /// Whether this is the first look, at what another agent may have left.
+    first: bool,
     /// Whether nothing but a change of members could change who stands by.
     rests: bool,
 }
 
 /// What is known of a class.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Usual {
     /// How many usually serve; `None` until that is learnt.
     count: Option<usize>,
@@ -73,7 +86,7 @@ struct Usual {
 }
 
 /// What is known of a listener.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 struct Known {
     class: Class,
     /// Whether it is one of those that usually serve.
@@ -85,7 +98,9 @@ struct Known {
 
 impl Generations {
     pub(super) fn new(timeout: Duration) -> Self {
-        Self { timeout, classes: BTreeMap::new(), known: BTreeMap::new(), rests: false }
+        let (classes, known) = (BTreeMap::new(), BTreeMap::new());
+        let deployed = BTreeSet::new();
+        Self { timeout, classes, known, usual: None, deployed, first: true, rests: false }
     }
 
     pub(super) fn set_timeout(&mut self, timeout: Duration) {
@@ -95,6 +110,11 @@ impl Generations {
     /// Whether time alone changes nothing any more.
     pub(super) fn is_at_rest(&self) -> bool {
         self.rests
+    }
+
+    /// Those that stand by.
+    pub(super) fn waiting(&self) -> impl Iterator<Item = u64> {
+        self.known.iter().filter(|(_, known)| known.waits.is_some()).map(|(cookie, _)| *cookie)
     }
 
     /// Without a change for as long as this, those that serve are the usual ones. Arbitrary: longer
@@ -115,21 +135,36 @@ impl Generations {
         for member in members {
             self.follow(member);
         }
+        let theirs = |member: &&Member| member.part != Part::Out;
+        let ours: Vec<&Member> = members.iter().filter(theirs).collect();
         let mut by_class: BTreeMap<&Class, Vec<&Member>> = BTreeMap::new();
-        for member in members.iter().filter(|member| member.part != Part::Out) {
+        for &member in &ours {
             by_class.entry(&member.class).or_default().push(member);
         }
-        self.classes.retain(|class, usual| by_class.contains_key(class) || usual.count.is_some());
+        self.forget_classes(now, &by_class);
+        self.end_deploy(now, &ours, &by_class);
         let mut verdict = Verdict::default();
         self.rests = true;
-        for (class, mut members) in by_class {
+        for (class, members) in &mut by_class {
             // The newest first.
             members.sort_by_key(|member| (Reverse(member.started), member.cookie));
-            let count = self.usual(now, class, &members);
+            let count = self.usual(now, class, members);
             self.rests &= count == Some(members.len());
-            for member in members.iter().filter(|member| is_older(member, &members, count)) {
-                verdict.stand_by.insert(member.cookie);
-            }
+            let older = members.iter().filter(|member| is_older(member, members, count));
+            verdict.stand_by.extend(older.map(|member| member.cookie));
+        }
+        self.learn_deploy(&ours, &by_class);
+        self.deployed = match &self.usual {
+            Some(usual) => superseded(usual, &verdict.stand_by, &ours),
+            None => BTreeSet::new(),
+        };
+        if !self.deployed.is_empty() {
+            // All who take over serve, as many as they are.
+            verdict.stand_by.clone_from(&self.deployed);
+            self.rests = false;
+        }
+        if self.rests {
+            self.usual = Some(ours.iter().map(|member| member.cookie).collect());
         }
         for member in members {
             let waits = verdict.stand_by.contains(&member.cookie);
@@ -146,6 +181,58 @@ impl Generations {
             }
         }
         verdict
+    }
+
+    /// A class that nobody is of is forgotten when it has been for long.
+    fn forget_classes(&mut self, now: Duration, there: &BTreeMap<&Class, Vec<&Member>>) {
+        let forgets = self.forgets();
+        self.classes.retain(|class, usual| {
+            let is_there = there.contains_key(class);
+            if !is_there && !usual.cookies.is_empty() {
+                (usual.cookies, usual.changed) = (Vec::new(), now);
+            }
+            is_there || (usual.count.is_some() && now.saturating_sub(usual.changed) < forgets)
+        });
+    }
+
+    /// Learns what another agent left word of: a deploy, where no class tells why its members stand by.
+    fn learn_deploy(&mut self, members: &[&Member], by_class: &BTreeMap<&Class, Vec<&Member>>) {
+        if !std::mem::replace(&mut self.first, false) {
+            return;
+        }
+        let left = |members: &&Vec<&Member>| members.iter().all(|it| it.part == Part::StandsBy);
+        let left = by_class.values().filter(left).flatten().map(|member| member.cookie).collect();
+        let told = superseded(&left, &BTreeSet::new(), members) == left && !left.is_empty();
+        self.usual = told.then_some(left);
+    }
+
+    /// Ends a deploy when the usual members are gone, or have stayed for too long.
+    fn end_deploy(
+        &mut self,
+        now: Duration,
+        members: &[&Member],
+        by_class: &BTreeMap<&Class, Vec<&Member>>,
+    ) {
+        let is_usual = |member: &&&Member| {
+            self.usual.as_ref().is_some_and(|usual| usual.contains(&member.cookie))
+        };
+        let overdue = |cookie| {
+            let waits = self.known.get(cookie).and_then(|known| known.waits);
+            waits.is_some_and(|since| now.saturating_sub(since) >= self.timeout)
+        };
+        let replaced = !members.iter().any(|member| is_usual(&member));
+        if self.deployed.is_empty() || !(replaced || self.deployed.iter().any(overdue)) {
+            return;
+        }
+        self.usual = None;
+        for (class, members) in by_class {
+            if let Some(count) = self.classes.get_mut(class).and_then(|it| it.count.as_mut()) {
+                *count = (*count).max(members.len());
+            }
+        }
+        for known in self.known.values_mut() {
+            known.waits = None;
+        }
     }
 
     /// Whom we know takes its place along to another class, and takes one when it was taken out and
@@ -206,6 +293,18 @@ impl Generations {
 fn is_older(member: &Member, newest_first: &[&Member], count: Option<usize>) -> bool {
     let last = count.and_then(|count| newest_first.get(count.max(1) - 1));
     last.is_some_and(|last| member.started < last.started)
+}
+
+/// Who stood by in the eyes of whoever set these listeners, from which of them got a CPU: one that got
+/// none while a newer one of its class did.
+pub(super) fn stood_by(members: &[Member], has_cpu: &BTreeMap<u64, bool>) -> BTreeSet<u64> {
+    let has = |member: &&Member, cpu| has_cpu.get(&member.cookie) == Some(&cpu);
+    let newer_has = |old: &&Member| {
+        let newer = |it: &&Member| it.class == old.class && it.started > old.started;
+        members.iter().filter(newer).any(|it| has(&it, true))
+    };
+    let without = members.iter().filter(|it| has(it, false) && newer_has(it));
+    without.map(|member| member.cookie).collect()
 }
 
 #[cfg(test)]

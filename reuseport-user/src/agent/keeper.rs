@@ -6,20 +6,23 @@ use std::time::Duration;
 
 use reuseport_common::watch::Change;
 
-use super::Goal;
-use super::below::Below;
+use super::below::{Below, Past};
+use super::climb::Climb;
+use super::generations::Generations;
 use super::journal::{Journal, Topic};
 use super::kept::{Facts, Kept, Outcome};
 use super::note::{self, Told};
+use super::recall::Recall;
 use super::sight::Sight;
 use super::state::{Phase, Shared};
+use super::{AgentOptions, Goal};
 use crate::bpf::maps::Sizes;
 use crate::bpf::object::{LoadOptions, Object};
 use crate::bpf::pins::{Pins, PinsError};
 use crate::discover::Target;
 use crate::discover::overrides::apply_names;
 use crate::model::{Group, GroupKey, Netns, Pid};
-use crate::rungs::{Rung, Why};
+use crate::rungs::Why;
 use crate::steer::attach::Ladder;
 use crate::steer::fit::explain_alone;
 use crate::steer::ownership::Census;
@@ -42,14 +45,6 @@ pub(super) struct TickReport {
     pub(super) failure: Option<SteerError>,
 }
 
-/// Who keeps a target on a rung that is asked for, where that is below eBPF.
-fn below(rung: Ladder) -> Option<Below> {
-    match rung {
-        Ladder::Auto | Ladder::Only(Rung::Ebpf) => None,
-        Ladder::Only(_) => Some(Below::new(Why::Unfit("it was not asked for".to_owned()))),
-    }
-}
-
 /// One target.
 pub(super) struct Keeper {
     goal: Goal,
@@ -66,6 +61,10 @@ pub(super) struct Keeper {
     problem: Option<String>,
     /// In charge instead, where eBPF is not asked for or not to be had.
     below: Option<Below>,
+    /// When to see whether it is to be had by now.
+    climb: Climb,
+    /// What whoever was in charge before knew of groups that are not kept yet.
+    past: BTreeMap<GroupKey, Past>,
 }
 
 /// What all groups of a target have in common during one tick.
@@ -76,13 +75,13 @@ struct Scene {
 }
 
 impl Keeper {
-    pub(super) fn new(goal: Goal, generation_timeout: Duration) -> Self {
+    pub(super) fn new(goal: Goal, options: &AgentOptions) -> Self {
         let sight = Sight::new(goal.attach.target.clone());
-        let below = below(goal.attach.rung);
+        let below = Below::asked_for(goal.attach.rung);
         let (kept, told) = (BTreeMap::new(), HashMap::new());
         Self {
             goal,
-            generation_timeout,
+            generation_timeout: options.generation_timeout,
             sight,
             object: None,
             topology: None,
@@ -90,6 +89,8 @@ impl Keeper {
             told,
             problem: None,
             below,
+            climb: Climb::new(options.interval),
+            past: BTreeMap::new(),
         }
     }
 
@@ -99,9 +100,9 @@ impl Keeper {
     }
 
     /// Keeps the same target in another way from now on. What is in force stays until the next tick.
-    pub(super) fn adopt(&mut self, goal: Goal, generation_timeout: Duration, shared: &Shared) {
+    pub(super) fn adopt(&mut self, goal: Goal, options: &AgentOptions, shared: &Shared) {
         let before = std::mem::replace(&mut self.goal, goal);
-        self.generation_timeout = generation_timeout;
+        self.generation_timeout = options.generation_timeout;
         let rung = self.goal.attach.rung;
         if rung != before.attach.rung {
             // Whoever keeps it on another rung takes the locks itself.
@@ -109,13 +110,14 @@ impl Keeper {
                 shared.state().group(key, &netns).unsteered(Phase::Unsteered, None);
                 self.release(kept);
             }
-            if let Some(below) = std::mem::replace(&mut self.below, below(rung)) {
+            if let Some(below) = std::mem::replace(&mut self.below, Below::asked_for(rung)) {
                 // Nothing is given back, so nothing can fail.
                 let _kept = below.stop(&before.attach, false);
             }
         }
+        self.climb = Climb::at_once(options.interval);
         for (kept, _) in self.kept.values_mut() {
-            kept.adopt(generation_timeout);
+            kept.adopt(options.generation_timeout);
         }
         self.sight.doubt();
     }
@@ -151,12 +153,16 @@ impl Keeper {
 
     /// Looks, compares, changes. What fails for one group leaves what is in force there as it is.
     pub(super) fn tick(&mut self, shared: &Shared, journal: &mut Journal) -> TickReport {
+        let below = self.climbs(journal);
         if self.below.is_none() {
             let report = self.steer(shared, journal);
             let Some(why) = report.failure.as_ref().and_then(|error| self.gives_up(error)) else {
                 return report;
             };
-            self.below = Some(Below::new(why));
+            let mut below = below.unwrap_or_else(|| Below::new(why.clone()));
+            below.explain(why);
+            self.below = Some(below);
+            self.climb.fell();
             // It takes the locks itself, where there can be any.
             for (kept, _) in std::mem::take(&mut self.kept).into_values() {
                 self.release(kept);
@@ -176,6 +182,20 @@ impl Keeper {
             }
             Err(error) => self.failed(error, journal),
         }
+    }
+
+    /// Gives whoever is in charge below eBPF leave, where eBPF is to be had by now.
+    fn climbs(&mut self, journal: &mut Journal) -> Option<Below> {
+        let auto = self.goal.attach.rung == Ladder::Auto;
+        let options = &self.goal.attach;
+        if !auto || self.below.is_none() || !self.climb.is_to_be_had(&options.settings) {
+            return None;
+        }
+        let mut below = self.below.take()?;
+        self.past = below.hand_over(options);
+        let port = self.target().port;
+        journal.say(Topic::Agent, None, format!("port {port}: eBPF is to be had by now"));
+        Some(below)
     }
 
     /// Why eBPF is not to be had, where that is what an error says and a lower rung may do.
@@ -264,7 +284,9 @@ impl Keeper {
                 return Err(explain_alone(std::slice::from_ref(group)));
             }
             let lock = pins.lock()?.lock_agent(&group.key)?;
-            let kept = Kept::new(lock, self.generation_timeout);
+            let fresh = || (Recall::default(), Generations::new(self.generation_timeout));
+            let (recall, generations) = self.past.remove(&group.key).unwrap_or_else(fresh);
+            let kept = Kept::new(lock, recall, generations);
             self.kept.insert(group.key, (kept, group.netns.clone()));
         }
         let Some((kept, _)) = self.kept.get_mut(&group.key) else {
@@ -297,7 +319,9 @@ impl Keeper {
         match outcome {
             Ok(Outcome::Steered(steered)) => {
                 let pinned = self.kept.get(&group.key).and_then(|(kept, _)| kept.pinned());
+                let begins = entry.phase != Phase::Steered;
                 lines = note::steered(entry, group, &steered, pinned, &self.told);
+                lines.extend(begins.then(|| note::beside(group, &self.sight.groups)).flatten());
                 report.settled &= lines.is_empty() && steered.left_out.is_empty();
             }
             Ok(Outcome::Same | Outcome::Outdated) => {}
@@ -369,7 +393,7 @@ impl Keeper {
     }
 
     fn release(&self, kept: Kept) {
-        // Best effort: the kernel drops the lock with the descriptor, and an empty directory stays.
+        // Best effort: the kernel drops the lock with the descriptor.
         if let Ok(pins) = self.pins().and_then(Pins::lock) {
             let _left_over = kept.release(&pins);
         }

@@ -74,15 +74,16 @@ pub(super) struct Kept {
 }
 
 impl Kept {
-    pub(super) fn new(lock: AgentLock, generation_timeout: Duration) -> Self {
+    /// One whose workers are known from before, or not.
+    pub(super) fn new(lock: AgentLock, recall: Recall, generations: Generations) -> Self {
         Self {
             lock,
             pinned: None,
-            recall: Recall::default(),
+            recall,
             seated: BTreeSet::new(),
             newer: Newer::default(),
             right: None,
-            generations: Generations::new(generation_timeout),
+            generations,
             foreign: None,
             released: false,
         }
@@ -198,7 +199,9 @@ impl Kept {
         }
         check_workers(&group, facts.options.policy)?;
         let key = group.key;
-        let result = attach_found(facts.options, facts.topology, group);
+        let mut options = facts.options.clone();
+        options.roles.extend(self.generations.waiting().map(|cookie| (cookie, Role::Standby)));
+        let result = attach_found(&options, facts.topology, group);
         self.foreign = matches!(result, Err(SteerError::Foreign { .. })).then(|| attached.clone());
         result?;
         self.pinned = Pins::at(&facts.options.settings.bpffs)?.open(&key)?;

@@ -14,6 +14,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 mod below;
+mod climb;
 mod generations;
 pub mod health;
 mod journal;
@@ -122,14 +123,14 @@ pub struct Agent {
 
 impl Agent {
     /// Makes one; nothing is changed yet.
-    pub fn new(options: AgentOptions) -> Result<Self, SyscallError> {
+    pub fn new(mut options: AgentOptions) -> Result<Self, SyscallError> {
         let (mut wakes, waker) = Wakes::new()?;
         let watching = watch(&ports(&options.goals), &mut wakes);
         let shared = Arc::new(Shared::new(waker, watching));
-        let keeper = |goal| Keeper::new(goal, options.generation_timeout);
         let monitor = monitor(&options, &shared)?;
+        let goals = std::mem::take(&mut options.goals);
         Ok(Self {
-            keepers: options.goals.into_iter().map(keeper).collect(),
+            keepers: goals.into_iter().map(|goal| Keeper::new(goal, &options)).collect(),
             pace: Pace::new(options.interval),
             wakes,
             journal: Journal::new(Arc::clone(&shared)),
@@ -226,7 +227,7 @@ impl Agent {
         supervisor.tell(Stage::Ready);
     }
 
-    fn adopt(&mut self, options: AgentOptions) {
+    fn adopt(&mut self, mut options: AgentOptions) {
         // One at a time: each clears what the one before left.
         self.monitor = None;
         self.monitor = monitor(&options, &self.shared).unwrap_or_else(|error| {
@@ -234,16 +235,15 @@ impl Agent {
             None
         });
         let mut before = std::mem::take(&mut self.keepers);
-        let timeout = options.generation_timeout;
         let watched = ports(&options.goals);
-        for goal in options.goals {
+        for goal in std::mem::take(&mut options.goals) {
             let place = before.iter().position(|it| *it.target() == goal.attach.target);
             let keeper = match place.map(|place| before.swap_remove(place)) {
                 Some(mut keeper) => {
-                    keeper.adopt(goal, timeout, &self.shared);
+                    keeper.adopt(goal, &options, &self.shared);
                     keeper
                 }
-                None => Keeper::new(goal, timeout),
+                None => Keeper::new(goal, &options),
             };
             self.keepers.push(keeper);
         }

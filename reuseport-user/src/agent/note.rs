@@ -14,6 +14,7 @@ use crate::bpf::pins::Pinned;
 use crate::model::{Group, Listener};
 use crate::plan::NORMAL_WEIGHT;
 use crate::rungs::{Choice, Rung};
+use crate::steer::fit::bound_beside;
 use crate::sys::clock;
 
 /// When listeners came and went, by cookie.
@@ -62,8 +63,14 @@ pub(super) fn steered(
 
 /// How long ago these listeners came or went, where the kernel told.
 pub(super) fn latencies<'a>(told: &Told, cookies: impl Iterator<Item = &'a u64>) -> Vec<Duration> {
-    let now = clock::monotonic();
+    let now = clock::kernel();
     cookies.filter_map(|cookie| Some(now.saturating_sub(*told.get(cookie)?))).collect()
+}
+
+/// That a group bound to a device takes what comes to this one, in words.
+pub(super) fn beside(group: &Group, groups: &[Group]) -> Option<(Topic, String)> {
+    let notice = bound_beside(&group.key, groups.iter().map(|group| group.key))?;
+    Some((Topic::Problem, notice.what))
 }
 
 /// Takes down who superseded whom.

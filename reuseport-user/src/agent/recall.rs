@@ -9,7 +9,7 @@ use crate::discover;
 use crate::model::{Group, Listener, Pid, Served, Worker};
 
 /// Who was last seen serving each listener of a group.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Recall(BTreeMap<u64, Vec<Worker>>);
 
 impl Recall {

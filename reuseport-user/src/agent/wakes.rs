@@ -1,5 +1,16 @@
 //! What ends the wait for the next tick: a listener that comes or goes, a worker's death, or somebody
 //! who asks.
+//!
+//! Listeners are the kernel's news by a BPF program, and looked for again and again where there can be
+//! none. `sock_diag` is not asked to tell, though it could without a privilege: it announces every TCP
+//! socket of the namespace that is destroyed (`SKNLGRP_INET_TCP_DESTROY`), listeners among them, all
+//! in state `TCP_CLOSE`, so that only their missing peer sets them apart; and none that begins to
+//! listen, so that looking would have to go on as often. A socket filter keeps the connections from
+//! waking us, but is asked last: for each of them the kernel has a worker thread write a message of 380
+//! bytes first. Measured on 6.18 with such a filter and nobody woken, a connection on the loopback
+//! interface, both of whose sockets are announced, took 2.0 us more in the process (40.2 against 38.2)
+//! and 8.3 us more in that thread (10.4 against 2.1; medians of 8 interleaved pairs of 8000): a fifth
+//! of a connection's cost, for a listener that its worker closes and lives on, seen 50 ms earlier.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Read as _, Write as _};

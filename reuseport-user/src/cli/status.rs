@@ -76,6 +76,12 @@ fn print(group: &GroupStatus, out: &mut impl Write) -> io::Result<()> {
     }
     let rung = group.rung.rung.map_or("unknown", Rung::name);
     writeln!(out, "  rung {rung}: {}", group.rung.why)?;
+    if let Some(auto) = &group.rung.auto {
+        writeln!(out, "  `attach --rung auto`, run like this now, would take {auto}")?;
+        if group.rung.ours && Some(auto.rung) != group.rung.rung {
+            writeln!(out, "  (why {rung} was taken when it was attached is not remembered)")?;
+        }
+    }
     notices(out, &group.problems)
 }
 

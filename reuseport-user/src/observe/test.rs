@@ -87,7 +87,12 @@ pub(crate) fn group(listeners: Vec<ListenerStatus>) -> GroupStatus {
         },
         netns_pid: None,
         attached: Attached::Program { id: 7 },
-        rung: RungStatus { rung: Some(Rung::Ebpf), ours: true, why: "it is attached".to_owned() },
+        rung: RungStatus {
+            rung: Some(Rung::Ebpf),
+            ours: true,
+            why: "it is attached".to_owned(),
+            auto: None,
+        },
         steering: Some(Steering {
             pins: "/sys/fs/bpf/reuseport-steer/tcp4-8080-0".into(),
             program_id: 7,

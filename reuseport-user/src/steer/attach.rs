@@ -27,7 +27,7 @@ pub(crate) use self::ladder::attach_below;
 
 use self::job::Job;
 use super::detach::{clear_dead, take_off};
-use super::fit::{check_weights, check_workers, explain_alone};
+use super::fit::{bound_beside, check_weights, check_workers, explain_alone};
 use super::ownership::Census;
 use super::pin_workers::PinnedWorker;
 use super::rung;
@@ -143,7 +143,8 @@ impl InForce {
 pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> {
     match options.rung {
         Ladder::Auto => {
-            let permitted = if options.dry_run { ladder::permitted(options) } else { Ok(()) };
+            let permitted =
+                if options.dry_run { rung::permitted(&options.settings) } else { Ok(()) };
             permitted
                 .and_then(|()| ebpf(options))
                 .or_else(|refused| ladder::below(options, refused))
@@ -213,21 +214,8 @@ impl Targets {
                 ));
             }
         }
-        let bound: Vec<GroupKey> = self.keys().filter(|key| key.device != 0).collect();
         for report in &mut reports {
-            let beside = |it: &&GroupKey| it.address == report.group.key.address;
-            if let Some(bound) = bound.iter().find(beside)
-                && report.group.key.device == 0
-            {
-                report.notices.push(Notice::new(
-                    format!(
-                        "{bound} is bound to a device and {} is not: one of them gets all that comes \
-                         by it, as a rule the one that listened last",
-                        report.group.key
-                    ),
-                    "give them different ports or addresses",
-                ));
-            }
+            report.notices.extend(bound_beside(&report.group.key, self.keys()));
         }
         reports
     }

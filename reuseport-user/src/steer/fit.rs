@@ -5,10 +5,10 @@ use std::collections::HashMap;
 use reuseport_common::abi::Policy;
 
 use crate::discover::acquire::{AcquireError, with_listener};
-use crate::model::{Group, Listener, Pid, Served};
+use crate::model::{Group, GroupKey, Listener, Pid, Served};
 use crate::plan::PlanError;
 
-use super::{SteerError, Weight};
+use super::{Notice, SteerError, Weight};
 
 /// Why a group of one cannot be steered: no SO_REUSEPORT, or nothing to choose between.
 pub(crate) fn explain_alone(groups: &[Group]) -> SteerError {
@@ -78,4 +78,23 @@ pub(super) fn serves(listener: &Listener, pid: Pid, tid: Option<Pid>) -> bool {
         }
         Served::Unknown(_) => tid.is_none() && listener.holders.iter().any(|it| it.pid == pid),
     }
+}
+
+/// Which of these groups is bound to a device and has the address of this one, which is not.
+pub(crate) fn bound_beside(
+    group: &GroupKey,
+    mut groups: impl Iterator<Item = GroupKey>,
+) -> Option<Notice> {
+    let bound = groups.find(|it| {
+        it.device != 0
+            && (it.netns, it.protocol, it.address) == (group.netns, group.protocol, group.address)
+    });
+    let bound = bound.filter(|_| group.device == 0)?;
+    Some(Notice::new(
+        format!(
+            "{bound} is bound to a device and {group} is not: one of them gets all that comes by it, \
+             as a rule the one that listened last"
+        ),
+        "give them different ports or addresses",
+    ))
 }

@@ -6,12 +6,13 @@ use std::os::fd::BorrowedFd;
 use serde::{Deserialize, Serialize};
 
 use crate::bpf::owner::Attached;
+use crate::bpf::pins::Pins;
 use crate::discover::acquire::with_listener;
-use crate::model::{Cpu, Group, Listener};
-use crate::rungs::{self, Place, Rung, Trace};
+use crate::model::{Cpu, Group, Listener, Protocol};
+use crate::rungs::{self, Choice, OrderError, Place, Rung, Trace, Why};
 use crate::sys::SyscallError;
 
-use super::SteerError;
+use super::{Settings, SteerError};
 
 /// What the listeners of a group remember.
 #[derive(Clone, Debug, Default)]
@@ -126,12 +127,17 @@ pub struct RungStatus {
     pub ours: bool,
     /// How that is known, and what there is to say about it.
     pub why: String,
+    /// What `attach --rung auto` would take if this process ran it now, and why no better one; `None`
+    /// on eBPF and where no rung is to be had. Whoever put the group on the rung in force may have had
+    /// less, or more, and what it passed over then nobody remembers.
+    #[serde(default)]
+    pub auto: Option<Choice>,
 }
 
 impl RungStatus {
     /// Of a group that is no more.
     pub(super) fn gone() -> Self {
-        Self { rung: None, ours: false, why: "nobody listens".to_owned() }
+        Self { rung: None, ours: false, why: "nobody listens".to_owned(), auto: None }
     }
 }
 
@@ -143,7 +149,10 @@ pub(super) fn in_force(
     by_our_program: bool,
     traces: &Result<Traces, SteerError>,
 ) -> RungStatus {
-    let is = |rung: Rung, ours: bool, why: String| RungStatus { rung: Some(rung), ours, why };
+    let is = |rung: Rung, ours: bool, why: String| {
+        let rung = Some(rung);
+        RungStatus { rung, ours, why, auto: None }
+    };
     match (attached, traces) {
         (Attached::Unknown { why }, _) if by_our_program => is(
             Rung::Ebpf,
@@ -160,9 +169,63 @@ pub(super) fn in_force(
             let whose = if ours { "ours, as its listeners remember" } else { "not ours" };
             is(rung, ours, format!("attached is {}, {whose}", SteerError::owner(attached)))
         }
-        (_, Err(error)) => RungStatus { rung: None, ours: false, why: error.to_string() },
+        (_, Err(error)) => {
+            RungStatus { rung: None, ours: false, why: error.to_string(), auto: None }
+        }
         (attached, Ok(traces)) => without_program(group, attached, traces),
     }
+}
+
+/// What `attach --rung auto` would take now, for a group that is on `in_force`.
+pub(super) fn auto(
+    group: &Group,
+    attached: &Attached,
+    in_force: &RungStatus,
+    traces: &Traces,
+    settings: &Settings,
+) -> Option<Choice> {
+    let foreign = matches!(attached, Attached::Program { .. } | Attached::Classic);
+    if in_force.rung == Some(Rung::Ebpf) || (foreign && !in_force.ours) || group.listeners.len() < 2
+    {
+        return None;
+    }
+    let places: Vec<_> = group.listeners.iter().map(|it| traces.place(it)).collect();
+    Some(rungs::best(|rung| match rung {
+        Rung::Ebpf => permitted(settings).map_err(|refused| {
+            refused.forbids_ebpf().unwrap_or_else(|| Why::Untried(refused.to_string()))
+        }),
+        rung => fits(rung, group.key.protocol, [places.clone()], false),
+    }))
+}
+
+/// Whether eBPF is to be had, for those who do not come across it.
+pub(super) fn permitted(settings: &Settings) -> Result<(), SteerError> {
+    Pins::at(&settings.bpffs)?.list()?;
+    rungs::probe(Rung::Ebpf).map_err(|why| SteerError::Rung { rung: Rung::Ebpf, why })
+}
+
+/// Whether groups whose listeners remember these places can be put on a rung below eBPF. Who insists
+/// on it answers for what cannot be known.
+pub(super) fn fits(
+    rung: Rung,
+    protocol: Protocol,
+    groups: impl IntoIterator<Item = Vec<Option<Place>>>,
+    insists: bool,
+) -> Result<(), Why> {
+    rungs::probe(rung)?;
+    if rung != Rung::ClassicBpf {
+        return Ok(());
+    }
+    if protocol != Protocol::Tcp {
+        return Err(Why::Unfit("the order of UDP sockets cannot be seen".to_owned()));
+    }
+    for places in groups {
+        match rungs::keep(&places) {
+            Err(OrderError::NeverKnown) if insists => {}
+            result => drop(result.map_err(|error| Why::Unfit(error.to_string()))?),
+        }
+    }
+    Ok(())
 }
 
 /// No program is seen: it is the listeners' own option, or the hash.
@@ -181,7 +244,7 @@ fn without_program(group: &Group, attached: &Attached, traces: &Traces) -> RungS
         let why =
             format!("SO_INCOMING_CPU is set on {} of {}, {whom}", ours + servers, count(group));
         match rungs::probe(Rung::IncomingCpu) {
-            Err(refused @ rungs::Why::Unsupported(_)) => {
+            Err(refused @ Why::Unsupported(_)) => {
                 (Some(Rung::Hash), false, format!("{why}, but {refused}"))
             }
             _ => (Some(Rung::IncomingCpu), ours > 0, why),
@@ -200,7 +263,7 @@ fn without_program(group: &Group, attached: &Attached, traces: &Traces) -> RungS
         None => format!("no program is attached; {why}"),
         Some(unseen) => format!("{why}; a program would go before, and cannot be seen: {unseen}"),
     };
-    RungStatus { rung, ours, why }
+    RungStatus { rung, ours, why, auto: None }
 }
 
 fn count(group: &Group) -> String {

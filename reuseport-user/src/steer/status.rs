@@ -17,6 +17,7 @@ use crate::plan::{policy_str, role_name, role_of_name};
 use crate::topology::Topology;
 use crate::trace::{self, Locality, Running};
 
+use super::fit::bound_beside;
 use super::intent::{Intent, Intents};
 use super::ownership::{self, Census};
 use super::rung::{self, RungStatus, Traces};
@@ -161,10 +162,11 @@ pub fn status(
             Err(SteerError::Bpf { source, .. }) => Census::unknown(&source),
             census => census?,
         };
-        for group in groups {
-            let mut status = examine(pins.as_ref(), &group, &census, &topology)?;
+        for group in &groups {
+            let mut status = examine(pins.as_ref(), group, &census, &topology, settings)?;
             status.problems.extend(unseen.clone());
             status.traced = traced(&running, &mut status.listeners, &topology);
+            status.problems.extend(bound_beside(&group.key, groups.iter().map(|it| it.key)));
             seen.extend(pins.as_ref().map(|pins| pins.place(&group.key)));
             statuses.push(status);
         }
@@ -202,6 +204,7 @@ fn examine(
     group: &Group,
     census: &Census,
     topology: &Topology,
+    settings: &Settings,
 ) -> Result<GroupStatus, SteerError> {
     let of = SteerError::of(&group.key);
     let attached = census.attached(group);
@@ -233,8 +236,12 @@ fn examine(
     for listener in &mut listeners {
         listener.incoming_cpu = traces.as_ref().ok().and_then(|it| it.cpu(&listener.listener));
     }
+    let mut rung = rung::in_force(group, &attached, in_force, &traces);
+    if let Ok(traces) = &traces {
+        rung.auto = rung::auto(group, &attached, &rung, traces, settings);
+    }
     let mut status = GroupStatus {
-        rung: rung::in_force(group, &attached, in_force, &traces),
+        rung,
         group: group.key,
         netns_pid: group.netns.pid.filter(|_| !group.netns.own),
         attached,

@@ -329,7 +329,7 @@ fn queues(
 /// Seconds since 1970 when `CLOCK_MONOTONIC` was zero.
 fn clock_offset() -> f64 {
     let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    now.as_secs_f64() - clock::monotonic().as_secs_f64()
+    now.as_secs_f64() - clock::kernel().as_secs_f64()
 }
 
 #[cfg(test)]

@@ -5,7 +5,9 @@ use std::time::Duration;
 
 use reuseport_tests::client::Target;
 use reuseport_tests::load::Load;
+use reuseport_tests::worker::{Spec, Worker};
 use reuseport_tests::{cpus, require};
+use serde_json::Value;
 
 use super::{role, two};
 use crate::scene::Scene;
@@ -112,4 +114,55 @@ fn a_takeover_outlives_the_agent() {
     scene.workers.pop();
     scene.becomes("restored", |status| role(status, &scene.workers[1]) == "active");
     agent.stop();
+}
+
+/// A deploy of more workers, which may run on other CPUs than those before them, under load: no
+/// connection is lost, and the older ones get none once it is complete.
+#[test]
+fn a_deploy_of_another_number_of_workers_takes_over() {
+    require::cpus(2);
+    let mut scene = Scene::new();
+    let agent = scene.agent(&["--generation-timeout", "30s"]);
+    // A sixth of that.
+    sleep(Duration::from_secs(7));
+    let load = Load::start(&scene.netns, &Target::plain("127.0.0.1:8080"), &cpus(), 2);
+    let start = |index: u32| {
+        let spec = Spec { index, cpus: two().to_vec(), ..Spec::default() };
+        Worker::start(&scene.netns, &spec)
+    };
+    let mut newer = vec![start(10)];
+    scene.becomes("seated", |status| role(status, &newer[0]) == "active");
+    load.advance(50);
+    let status = scene.status();
+    assert!(scene.workers.iter().all(|old| role(&status, old) == "active"), "{status:#}");
+    newer.extend([11, 12].map(start));
+    let standby = |status: &Value, old: &Worker| role(status, old) == "standby";
+    scene.becomes("superseded", |status| scene.workers.iter().all(|old| standby(status, old)));
+    let status = scene.status();
+    assert!(newer.iter().all(|newer| role(&status, newer) == "active"), "{status:#}");
+    for cpu in two() {
+        let tally = scene.from(cpu, 40);
+        assert!(
+            tally.by_worker(cpu).keys().all(|it| it.starts_with('1') && it.len() == 2),
+            "{tally}"
+        );
+    }
+    // Their queues are empty: they have been serving what they had.
+    load.advance(50);
+    for mut old in std::mem::replace(&mut scene.workers, newer) {
+        old.tell("exit");
+        drop(old);
+        load.advance(20);
+    }
+    let status = scene.becomes("complete", |status| {
+        status["listeners"].as_array().map(Vec::len) == Some(3)
+            && scene.workers.iter().all(|newer| role(status, newer) == "active")
+    });
+    load.advance(50);
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "{tally}\n{status:#}");
+    let log = agent.stop();
+    // Once more where one is looked at just as it goes: its slot, and so its part, is gone already.
+    assert!(log.matches("a newer one took over").count() >= 2, "{log}");
+    assert!(!log.contains("serves again"), "{log}");
 }

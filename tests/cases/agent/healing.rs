@@ -3,6 +3,8 @@
 use std::thread::sleep;
 use std::time::Duration;
 
+use reuseport_tests::agent::Agent;
+use reuseport_tests::binary;
 use reuseport_tests::client::Target;
 use reuseport_tests::load::Load;
 use reuseport_tests::observe::allowed;
@@ -33,6 +35,25 @@ fn a_worker_that_dies_and_returns_has_its_row_again() {
     // Steering does not depend on the agent.
     scene.steered();
     assert_eq!(scene.bpffs.pins().len(), 1, "{:?}", scene.bpffs.pins());
+}
+
+/// The kernel's news are stamped by a clock that knows no time namespaces; the agent's may be in one.
+#[test]
+fn a_time_namespace_does_not_spoil_how_long_a_heal_took() {
+    require::cpus(2);
+    let mut scene = Scene::new();
+    let mut command = scene.netns.command("unshare");
+    command.args(["--time", "--monotonic", "500000", "--kill-child", "--"]).arg(binary::path());
+    let mut agent = Agent::spawn_with(command, &scene.bpffs, 8080, &[]);
+    agent.wait_for("ready");
+    scene.workers[0].kill();
+    agent.wait_for("-1 listeners, after ");
+    let log = agent.log();
+    let (_, after) = log.split_once("-1 listeners, after ").expect("just seen");
+    assert!(!after.starts_with("500"), "{log}");
+    let millis = after.split_once("ms").and_then(|(millis, _)| millis.parse().ok());
+    assert!(millis.is_some_and(|millis: f64| millis > 0.0), "{log}");
+    agent.kill();
 }
 
 #[test]

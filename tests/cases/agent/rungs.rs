@@ -9,7 +9,7 @@ use reuseport_tests::worker::Worker;
 use reuseport_tests::{binary, cpus, eventually, require};
 use serde_json::json;
 
-use super::PATIENCE;
+use super::{PATIENCE, role};
 use crate::scene::Scene;
 
 impl Scene {
@@ -87,11 +87,67 @@ fn a_newer_generation_takes_the_cpu() {
     let took_over = || of(newer.pid()) == first && of(scene.workers[0].pid()).is_null();
     assert!(eventually(PATIENCE, took_over), "{:#}\n{}", scene.status(), agent.log());
     assert!(agent.log().contains("a newer one took over"), "{}", agent.log());
+    // The next agent tells from the listeners who stands by.
+    agent.stop();
+    let agent = scene.taking_agent(&["--generation-timeout", "600s"]);
+    std::thread::sleep(Duration::from_secs(2));
+    assert!(took_over(), "{:#}\n{}", scene.status(), agent.log());
     newer.kill();
     let restored = || of(scene.workers[0].pid()) == first;
     assert!(eventually(PATIENCE, restored), "{:#}\n{}", scene.status(), agent.log());
     agent.stop();
     scene.taking_agent(&["--detach-on-exit"]).stop();
+}
+
+/// A bpffs that is mounted later is taken note of, by itself or when told to, and no connection is
+/// lost on the way up. Who stands by goes on to.
+#[test]
+fn it_climbs_to_ebpf_when_that_becomes_possible() {
+    require::cpus(2);
+    for told in [false, true] {
+        let scene = Scene::new();
+        scene.bpffs.unmount();
+        // 60 intervals from one try to the next: 3 seconds, or longer than this test's patience.
+        let interval = if told { "10s" } else { "50ms" };
+        let args = ["--reconcile-interval", interval, "--generation-timeout", "60s"];
+        let mut agent = scene.agent(&args);
+        let log = agent.log();
+        assert!(log.contains("not ebpf") && log.contains("rung incoming-cpu"), "{log}");
+        scene.steered();
+        let mut newer = None;
+        if told {
+            std::thread::sleep(Duration::from_secs(12));
+            newer = Some(scene.another(0));
+            agent.wait_for("a newer one took over");
+        }
+        let load = Load::start(&scene.netns, &Target::plain("127.0.0.1:8080"), &cpus(), 2);
+        load.advance(50);
+        scene.bpffs.mount();
+        if told {
+            agent.signal(libc::SIGHUP);
+        }
+        agent.wait_for("attached: ");
+        load.advance(50);
+        let tally = load.stop();
+        assert_eq!(tally.failed(), 0, "{tally}\n{}", agent.log());
+        let status = scene.becomes("ebpf", |status| {
+            status["steering"]["in_force"] == true && status["problems"] == json!([])
+        });
+        assert_eq!(status["rung"]["rung"], "ebpf", "{status:#}");
+        if newer.is_some() {
+            assert_eq!(role(&status, &scene.workers[0]), "standby", "{status:#}");
+            let log = agent.log();
+            assert_eq!(log.matches("a newer one took over").count(), 1, "{log}");
+        } else {
+            scene.steered();
+        }
+        // And not down again.
+        std::thread::sleep(Duration::from_secs(1));
+        let log = agent.stop();
+        assert_eq!(log.matches("eBPF is to be had by now").count(), 1, "{log}");
+        assert_eq!(log.matches("not ebpf").count(), 1, "{log}");
+        scene.agent(&["--detach-on-exit"]).stop();
+    }
 }
 
 #[test]

@@ -20,7 +20,15 @@ fn a_group_that_vanishes_during_a_tick_is_no_problem() {
     let group = Group { key, netns, listeners: Vec::new() };
     let attach = AttachOptions::new(Target::tcp(8080));
     let goal = Goal { attach, workers: Vec::new() };
-    let mut keeper = Keeper::new(goal, Duration::from_mins(1));
+    let options = AgentOptions {
+        goals: Vec::new(),
+        interval: Duration::from_secs(1),
+        generation_timeout: Duration::from_mins(1),
+        detach_on_exit: false,
+        spill: false,
+        widen: false,
+    };
+    let mut keeper = Keeper::new(goal, &options);
     let (_wakes, waker) = Wakes::new().unwrap();
     let shared = Arc::new(Shared::new(waker, Watching::Functions));
     let mut journal = Journal::new(Arc::clone(&shared));

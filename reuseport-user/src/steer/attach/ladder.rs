@@ -5,7 +5,6 @@ use std::collections::HashSet;
 use super::super::{Notice, SteerError, detach};
 use super::lower::Scene;
 use super::{AttachOptions, AttachReport};
-use crate::bpf::pins::Pins;
 use crate::model::Group;
 use crate::rungs::{self, Choice, PassedOver, Rung, Why};
 use crate::topology::Topology;
@@ -17,12 +16,6 @@ pub enum Ladder {
     Auto,
     /// This one or none.
     Only(Rung),
-}
-
-/// Whether eBPF is to be had, for a dry run, which does not come across it.
-pub(super) fn permitted(options: &AttachOptions) -> Result<(), SteerError> {
-    Pins::at(&options.settings.bpffs)?.list()?;
-    rungs::probe(Rung::Ebpf).map_err(|why| SteerError::Rung { rung: Rung::Ebpf, why })
 }
 
 /// The best rung below eBPF, which was refused.

@@ -20,7 +20,7 @@ use crate::bpf::owner::Attached;
 use crate::bpf::pins::{LockedPins, Pins, PinsError};
 use crate::discover::acquire::with_listener;
 use crate::discover::listen_order;
-use crate::model::{CpuSet, Group, Listener, Protocol};
+use crate::model::{CpuSet, Group, Listener};
 use crate::plan::{NORMAL_WEIGHT, Plan};
 use crate::rungs::classic::{self, Program, Rows, Share};
 use crate::rungs::{self, Applied, Choice, OrderError, Place, Rung, RungError, Trace, Why};
@@ -121,20 +121,8 @@ impl<'a> Scene<'a> {
         if rung != Rung::Hash && self.options.policy != Policy::Cpu {
             return Err(Why::Unfit("it knows no policy but cpu".to_owned()));
         }
-        rungs::probe(rung)?;
-        if rung != Rung::ClassicBpf {
-            return Ok(());
-        }
-        if self.options.target.protocol != Protocol::Tcp {
-            return Err(Why::Unfit("the order of UDP sockets cannot be seen".to_owned()));
-        }
-        for it in &self.groups {
-            match rungs::keep(&it.places()) {
-                Err(OrderError::NeverKnown) if insists => {}
-                result => drop(result.map_err(|error| Why::Unfit(error.to_string()))?),
-            }
-        }
-        Ok(())
+        let places = self.groups.iter().map(Surveyed::places);
+        rung::fits(rung, self.options.target.protocol, places, insists)
     }
 
     /// Puts all groups on the rung. If one fails, those before it get back what they had.
