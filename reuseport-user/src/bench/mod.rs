@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 pub mod costs;
 mod generate;
+pub mod goals;
 pub mod host;
 mod interrupt;
 pub mod judge;
@@ -160,6 +161,7 @@ pub fn begin(options: &BenchOptions) -> Result<Record, BenchError> {
         settings,
         cells: Vec::new(),
         costs: None,
+        goals: Vec::new(),
     })
 }
 
@@ -177,6 +179,7 @@ impl Default for BenchOptions {
             rate: None,
             seed: None,
             quick: false,
+            goals: false,
             costs: false,
             bpffs: PathBuf::from(crate::bpf::pins::BPFFS),
             progress: true,

@@ -12,6 +12,7 @@ use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::costs::Costs;
+use super::goals::Outcome;
 use super::host::Environment;
 use super::judge::Verdict;
 use super::mechanism::Mechanism;
@@ -44,6 +45,9 @@ pub struct Record {
     /// What steering costs by itself, where asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub costs: Option<Costs>,
+    /// How it stands to the goals; made anew with the verdicts.
+    #[serde(default)]
+    pub goals: Vec<Outcome>,
 }
 
 /// What is measured, and how.
@@ -71,6 +75,9 @@ pub struct Settings {
     pub seed: u64,
     /// Gates and signs only; no ratio is to be quoted.
     pub quick: bool,
+    /// The cells that the goals are about, not all that topologies and workloads give.
+    #[serde(default)]
+    pub goals: bool,
     /// Whether costs are measured, too.
     pub costs: bool,
     /// CPUs with a worker.

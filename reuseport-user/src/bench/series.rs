@@ -14,7 +14,7 @@ use super::run::Stage;
 use super::topology::{Scene, Topology};
 use super::workload::{Pace, Workload};
 use super::{BenchError, BenchOptions};
-use super::{costs, judge};
+use super::{costs, goals, judge};
 use crate::measure::{Rng, Ticks};
 use crate::sys::clock;
 
@@ -69,6 +69,7 @@ impl<'a> Series<'a> {
                     continue;
                 }
                 self.repeat(record, number, &scene, repetition)?;
+                record.goals = goals::judge(record);
                 save(record)?;
             }
         }
@@ -76,6 +77,7 @@ impl<'a> Series<'a> {
             self.progress.set_message("costs");
             let costs = costs::measure(&record.settings, self.options, self.interrupt)?;
             record.costs = Some(costs);
+            record.goals = goals::judge(record);
             save(record)?;
         }
         self.progress.finish_and_clear();
@@ -192,17 +194,21 @@ fn is_baseline(mechanism: Mechanism) -> bool {
 
 /// The cells, in order: topology, workload, and part of the saturation in an open loop.
 fn wanted(settings: &Settings) -> Vec<(Topology, Workload, Option<f64>)> {
+    let pairs: Vec<_> = if settings.goals {
+        goals::cells()
+    } else {
+        let with = |&topology| settings.workloads.iter().map(move |&it| (topology, it));
+        settings.topologies.iter().flat_map(with).collect()
+    };
     let mut cells = Vec::new();
-    for &topology in &settings.topologies {
-        for &workload in settings.workloads.iter().filter(|it| it.fits(topology)) {
-            if !workload.is_open() {
-                cells.push((topology, workload, None));
-            } else if settings.rate.is_some() {
-                cells.push((topology, workload, Some(1.0)));
-            } else {
-                let loads = settings.loads.iter();
-                cells.extend(loads.map(|&load| (topology, workload, Some(load))));
-            }
+    for (topology, workload) in pairs.into_iter().filter(|it| it.1.fits(it.0)) {
+        if !workload.is_open() {
+            cells.push((topology, workload, None));
+        } else if settings.rate.is_some() {
+            cells.push((topology, workload, Some(1.0)));
+        } else {
+            let loads = settings.loads.iter();
+            cells.extend(loads.map(|&load| (topology, workload, Some(load))));
         }
     }
     cells

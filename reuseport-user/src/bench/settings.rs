@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use super::goals;
 use super::mechanism::Mechanism;
 use super::record::Settings;
 use super::server::ServerCommand;
@@ -33,6 +34,8 @@ pub struct BenchOptions {
     pub seed: Option<u64>,
     /// Gates and signs only.
     pub quick: bool,
+    /// The cells that the goals are about, and costs; in place of topologies and workloads.
+    pub goals: bool,
     /// Measure also what steering costs by itself.
     pub costs: bool,
     /// Where bpffs is mounted.
@@ -72,11 +75,19 @@ pub enum Wrong {
 const FEWEST: u32 = 6;
 const MOST: u32 = 1000;
 const QUICK: u32 = 3;
+/// Of so many cells, that it ends within half an hour.
+const GOALS: u32 = 12;
 
 impl BenchOptions {
     /// With the defaults in place of what was left open.
     pub(super) fn settings(&self, cpus: &CpuSet) -> Result<Settings, Wrong> {
-        let repetitions = self.repetitions.unwrap_or(if self.quick { QUICK } else { 15 });
+        let repetitions = self.repetitions.unwrap_or(if self.quick {
+            QUICK
+        } else if self.goals {
+            GOALS
+        } else {
+            15
+        });
         let fewest = if self.quick { 1 } else { FEWEST };
         if !(fewest..=MOST).contains(&repetitions) {
             return Err(Wrong::Repetitions(repetitions));
@@ -95,8 +106,13 @@ impl BenchOptions {
         if let Some(rate) = self.rate.filter(|rate| !(1.0..=1e6).contains(rate)) {
             return Err(Wrong::Rate(rate));
         }
-        let topologies = or(&self.topologies, &[Topology::T1, Topology::T2, Topology::T3]);
-        let workloads = or(&self.workloads, &[Workload::W1]);
+        let (topologies, workloads) = if self.goals {
+            let (topologies, workloads): (Vec<_>, Vec<_>) = goals::cells().into_iter().unzip();
+            (or(&topologies, &[]), or(&workloads, &[]))
+        } else {
+            let topologies = or(&self.topologies, &[Topology::T1, Topology::T2, Topology::T3]);
+            (topologies, or(&self.workloads, &[Workload::W1]))
+        };
         let fits = |&topology| workloads.iter().any(|workload| workload.fits(topology));
         if !topologies.iter().any(fits) {
             return Err(Wrong::Nothing);
@@ -119,7 +135,8 @@ impl BenchOptions {
             // A JSON reader that knows only floats keeps it whole.
             seed: self.seed.unwrap_or_else(draw_seed),
             quick: self.quick,
-            costs: self.costs,
+            goals: self.goals,
+            costs: self.costs || self.goals,
             cpus: cpus.iter().take(super::generate::MOST).collect(),
         })
     }

@@ -10,7 +10,7 @@ use crate::measure::{Estimate, Rng, Spread};
 
 mod gates;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use gates::Gate;
 
@@ -155,7 +155,7 @@ fn figures(cell: &Cell, mechanism: Mechanism, rng: &mut Rng) -> Option<Figures> 
         Spread::of(&samples.iter().filter_map(|sample| figure(sample)).collect::<Vec<_>>())
     };
     let mut ratio = |figure: &dyn Fn(&Sample) -> f64| {
-        let pairs = pairs(cell, mechanism, figure);
+        let pairs = pairs(cell, mechanism, Mechanism::Hash, figure);
         if pairs.is_empty() { None } else { Estimate::of(&pairs, rng) }
     };
     let ratios = Ratios {
@@ -186,12 +186,17 @@ fn of(cell: &Cell, mechanism: Mechanism) -> impl Iterator<Item = &Sample> {
     cell.samples.iter().filter(move |sample| sample.mechanism == mechanism)
 }
 
-/// A figure by the hash's of the same repetition, where that is more than nothing.
-fn pairs(cell: &Cell, mechanism: Mechanism, figure: &dyn Fn(&Sample) -> f64) -> Vec<f64> {
-    let hash = |repetition| of(cell, Mechanism::Hash).find(|it| it.repetition == repetition);
+/// A figure by the other mechanism's of the same repetition, where that is more than nothing.
+pub(super) fn pairs(
+    cell: &Cell,
+    mechanism: Mechanism,
+    base: Mechanism,
+    figure: &dyn Fn(&Sample) -> f64,
+) -> Vec<f64> {
+    let other = |repetition| of(cell, base).find(|it| it.repetition == repetition);
     of(cell, mechanism)
         .filter_map(|sample| {
-            let base = figure(hash(sample.repetition)?);
+            let base = figure(other(sample.repetition)?);
             let ratio = figure(sample) / base;
             (base > 0.0 && ratio.is_finite()).then_some(ratio)
         })

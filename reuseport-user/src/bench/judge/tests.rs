@@ -4,7 +4,7 @@ use super::*;
 use crate::bench::record::{Flow, Quantiles};
 use crate::bench::topology::Topology;
 
-fn settings() -> Settings {
+pub(in crate::bench) fn settings() -> Settings {
     Settings {
         topologies: vec![Topology::T1],
         workloads: vec![Workload::W1],
@@ -17,6 +17,7 @@ fn settings() -> Settings {
         rate: None,
         seed: 1,
         quick: false,
+        goals: false,
         costs: false,
         cpus: vec![0, 1],
     }
@@ -49,7 +50,7 @@ fn sample(mechanism: Mechanism, repetition: u32, rate: f64, remote: f64) -> Samp
 }
 
 /// As a quiet machine with a gain of 8 % gives it, with 0.5 % of noise.
-fn cell() -> Cell {
+pub(in crate::bench) fn cell() -> Cell {
     let mut samples = Vec::new();
     for repetition in 0..15 {
         let noise =

@@ -4,10 +4,11 @@ use askama::Template;
 
 use super::plots;
 use crate::bench::costs::{Costs, Selection};
+use crate::bench::goals::Outcome;
 use crate::bench::judge::{Figures, Gate, Headline};
 use crate::bench::record::{Cell, Record, RecordError};
 use crate::bench::workload::Pace;
-use crate::measure::Estimate;
+use crate::measure::{Estimate, Standing};
 
 /// What `page.html` is filled with.
 #[derive(Template)]
@@ -17,6 +18,14 @@ struct Page<'a> {
     mechanisms: String,
     cells: Vec<Part<'a>>,
     costs: Option<Spent>,
+    goals: Vec<Aim<'a>>,
+}
+
+/// One goal.
+struct Aim<'a> {
+    outcome: &'a Outcome,
+    found: String,
+    standing: &'static str,
 }
 
 /// What steering costs by itself.
@@ -64,8 +73,22 @@ pub fn to_html(record: &Record) -> Result<String, RecordError> {
     let cells: Result<Vec<_>, _> = cells.map(|cell| part(record, cell)).collect();
     let names: Vec<_> = record.settings.mechanisms.iter().map(|it| it.name()).collect();
     let costs = record.costs.as_ref().map(spent).transpose()?;
-    let page = Page { record, mechanisms: names.join(", "), cells: cells?, costs };
+    let page = Page {
+        record,
+        mechanisms: names.join(", "),
+        cells: cells?,
+        costs,
+        goals: record.goals.iter().map(aim).collect(),
+    };
     page.render().map_err(|error| RecordError::Draw(error.to_string()))
+}
+
+fn aim(outcome: &Outcome) -> Aim<'_> {
+    Aim {
+        outcome,
+        found: outcome.found.map_or_else(|| "–".to_owned(), |found| found.to_string()),
+        standing: outcome.standing.map_or("not judged", Standing::as_str),
+    }
 }
 
 fn spent(costs: &Costs) -> Result<Spent, RecordError> {

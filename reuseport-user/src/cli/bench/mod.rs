@@ -44,6 +44,7 @@ Examples:
   reuseport-steer bench --quick
   reuseport-steer bench --topology t1,t3 --workload w1,w4 --output results
   reuseport-steer bench --workload w2 --topology t2 --load 0.2,0.5,0.8 --output skew
+  reuseport-steer bench --goals --output published    # all that is claimed; half an hour
   reuseport-steer bench --resume results/bench.json")]
 pub(super) struct Args {
     /// How packets arrive [default: t1,t2,t3]
@@ -76,6 +77,9 @@ pub(super) struct Args {
     /// Check gates and signs only, in short; quote no figure of it
     #[arg(long)]
     quick: bool,
+    /// Measure what the goals of the project are about, costs included, and say which are met
+    #[arg(long, conflicts_with_all = ["topology", "workload", "load", "rate"])]
+    goals: bool,
     /// Measure also what a selection costs in groups of up to 4096 sockets, memory, attach and detach
     #[arg(long)]
     costs: bool,
@@ -87,7 +91,7 @@ pub(super) struct Args {
         long,
         value_name = "FILE",
         conflicts_with_all = ["topology", "workload", "mechanism", "repetitions", "seconds", "load",
-                              "rate", "seed", "quick", "costs", "output", "connections"]
+                              "rate", "seed", "quick", "goals", "costs", "output", "connections"]
     )]
     resume: Option<PathBuf>,
     #[command(flatten)]
@@ -161,6 +165,7 @@ impl Args {
             rate: self.rate,
             seed: self.seed,
             quick: self.quick,
+            goals: self.goals,
             costs: self.costs,
             bpffs: self.common.settings().bpffs,
             progress: std::io::stderr().is_terminal(),

@@ -6,11 +6,12 @@ use std::path::Path;
 use super::super::output::{BOLD, table};
 use crate::bench::Record;
 use crate::bench::costs::{Costs, Selection};
+use crate::bench::goals::Outcome;
 use crate::bench::judge::{Figures, Headline, Verdict};
 use crate::bench::mechanism::Mechanism;
 use crate::bench::record::Cell;
 use crate::bench::workload::Pace;
-use crate::measure::Estimate;
+use crate::measure::{Estimate, Standing};
 
 pub(super) fn print_into(out: &mut impl Write, record: &Record) -> io::Result<()> {
     let (settings, machine) = (&record.settings, &record.environment);
@@ -29,7 +30,29 @@ pub(super) fn print_into(out: &mut impl Write, record: &Record) -> io::Result<()
             print_cell(out, cell, verdict)?;
         }
     }
-    record.costs.as_ref().map_or(Ok(()), |costs| print_costs(out, costs))
+    if let Some(costs) = &record.costs {
+        print_costs(out, costs)?;
+    }
+    print_goals(out, &record.goals)
+}
+
+fn print_goals(out: &mut impl Write, goals: &[Outcome]) -> io::Result<()> {
+    if goals.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n{BOLD}goals{BOLD:#}  set in advance; a star: not to be quoted, see its cell")?;
+    let line = |it: &Outcome| {
+        let star = if it.inconclusive_because.is_empty() { "" } else { " *" };
+        vec![
+            it.cell.clone(),
+            it.what.clone(),
+            it.wanted.clone(),
+            it.found.map_or_else(|| "-".to_owned(), |found| found.to_string()),
+            format!("{}{star}", it.standing.map_or("not judged", Standing::as_str)),
+        ]
+    };
+    let heads = ["CELL", "FIGURE", "GOAL", "FOUND [95 % CI]", ""];
+    table(out, &heads, goals.iter().map(line).collect())
 }
 
 fn print_costs(out: &mut impl Write, costs: &Costs) -> io::Result<()> {
