@@ -12,6 +12,7 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+mod agent;
 pub mod costs;
 mod generate;
 pub mod goals;
@@ -86,6 +87,9 @@ pub enum BenchError {
         /// Why.
         why: String,
     },
+    /// What spills ended early, or never began.
+    #[error("the agent: {0}")]
+    Agent(String),
     /// The server said why it cannot go on.
     #[error("the server failed: {0}")]
     ServerFailed(String),

@@ -11,6 +11,7 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::BenchError;
+use super::agent::Spilling;
 use super::generate::latency::{Seen, new_histogram};
 use super::generate::{self, LoadError, Plan, Shared, Window};
 use super::host::running;
@@ -22,7 +23,7 @@ use super::server::{Server, ServerCommand};
 use super::topology::Scene;
 use super::workload::{Event, Pace, Workload};
 use crate::measure::Ticks;
-use crate::model::Cpu;
+use crate::model::{Cpu, Pid};
 use crate::sys::netns::{self, NetnsError};
 
 /// Longest wait after the end of a window for what is missing; see [`generate`].
@@ -53,6 +54,14 @@ impl Stage<'_> {
     pub(super) fn run(&self, mechanism: Mechanism, seed: u64) -> Result<Sample, BenchError> {
         let anywhere = SocketAddr::new(self.scene.address, 0);
         let mut server = self.serve(mechanism, anywhere)?;
+        // After the server, so that it ends first.
+        let spilling = match mechanism {
+            Mechanism::EbpfSpill => {
+                Some(Spilling::start(self.scene, server.address, self.bpffs)?)
+            }
+            _ => None,
+        };
+        let agent = spilling.as_ref().map(|it| it.tid);
         let plan = self.plan(server.address, seed);
         let shared = Arc::new(Shared::default());
         let window = generate::window(&plan);
@@ -65,7 +74,7 @@ impl Stage<'_> {
             let thread = thread
                 .spawn_scoped(scope, clients)
                 .map_err(|source| LoadError::Spawn { cpu: self.cpus[0], source })?;
-            let watched = self.watch(mechanism, &mut server, &shared, window);
+            let watched = self.watch(mechanism, &mut server, agent, &shared, window);
             if watched.is_err() {
                 shared.stop.store(true, Ordering::Relaxed);
             }
@@ -73,6 +82,7 @@ impl Stage<'_> {
             watched.map(|machine| (seen, machine))
         })?;
         let tallies = server.tallies()?;
+        spilling.map_or(Ok(()), Spilling::stop)?;
         drop(server);
         Ok(self.sample(mechanism, &seen, &machine, &tallies))
     }
@@ -86,7 +96,7 @@ impl Stage<'_> {
             cpus: self.cpus.to_vec(),
             bpffs: self.bpffs.clone(),
         };
-        Server::start(self.server, &self.scene.server, &listen)
+        Server::start(self.server, self.scene, &listen)
     }
 
     fn plan(&self, address: SocketAddr, seed: u64) -> Plan {
@@ -109,13 +119,17 @@ impl Stage<'_> {
         &self,
         mechanism: Mechanism,
         server: &mut Server,
+        agent: Option<Pid>,
         shared: &Shared,
         window: Window,
     ) -> Result<Machine, BenchError> {
         self.interrupt.sleep_until(window.begin)?;
         server.tell(&Command::Reset)?;
-        let threads = || [server.threads.clone(), shared.tids()].concat();
-        let (before, ticks) = (running(&threads()), Ticks::now().map_err(BenchError::Stat)?);
+        let threads = |server: &Server| {
+            let ours = server.threads.iter().copied().chain(agent);
+            ours.chain(shared.tids()).collect::<Vec<_>>()
+        };
+        let (before, ticks) = (running(&threads(server)), Ticks::now().map_err(BenchError::Stat)?);
         let napi = running(&self.scene.napi);
         match self.workload.event() {
             Some(Event::Stall(lasts)) => {
@@ -132,9 +146,8 @@ impl Stage<'_> {
             Some(Event::Skew) | None => {}
         }
         self.interrupt.sleep_until(window.end)?;
-        let threads = [server.threads.clone(), shared.tids()].concat();
         let napi = running(&self.scene.napi).saturating_sub(napi);
-        let ran = running(&threads).saturating_sub(before) + napi;
+        let ran = running(&threads(server)).saturating_sub(before) + napi;
         let (_, steal) = ticks.busy_and_steal(&Ticks::now().map_err(BenchError::Stat)?);
         Ok(Machine { ran, napi, steal: steal / 100.0 })
     }

@@ -47,7 +47,7 @@ impl<'a> Series<'a> {
         save(record)?;
         for (number, (topology, workload, load)) in wanted(&record.settings).into_iter().enumerate()
         {
-            let scene = Scene::new(topology, &record.settings.cpus)?;
+            let scene = Scene::new(topology, &record.settings.cpus, &self.options.bpffs)?;
             if record.cells.len() == number {
                 let pace = self.pace(&record.settings, &scene, workload, load)?;
                 let saturation = record.settings.rate.is_none().then_some(load).flatten();

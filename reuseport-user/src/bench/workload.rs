@@ -25,6 +25,10 @@ pub enum Workload {
     /// Datagrams back and forth: the choice is made for each.
     W5,
     /// As W1 at a fixed rate; one worker stops for a second.
+    ///
+    /// It sleeps in its thread, as workers are threads and `SIGSTOP` would stop all of them. To the
+    /// kernel and to the agent both are the same: the listener stays open and its queue fills, and
+    /// nobody accepts. Neither looks at what state a thread is in.
     W6,
     /// As W1 at a fixed rate; the server is replaced by a new process.
     W7,
@@ -163,9 +167,6 @@ impl Workload {
             }
             (Self::W7, Mechanism::Single | Mechanism::Shared | Mechanism::HandOff) => {
                 Some("its one listener cannot be opened twice")
-            }
-            (Self::W7, Mechanism::EbpfSpill) => {
-                Some("its agent lives in the server, and two cannot keep one group")
             }
             _ => None,
         }

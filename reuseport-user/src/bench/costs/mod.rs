@@ -8,6 +8,7 @@
 
 use std::fs;
 use std::net::{Ipv4Addr, SocketAddr, UdpSocket};
+use std::path::Path;
 use std::time::Instant;
 
 use serde::{Deserialize, Serialize};
@@ -22,7 +23,7 @@ use crate::measure::{Estimate, Rng, differences, quantile};
 use crate::model::{Cpu, CpuSet};
 use crate::rungs::classic::{Program, Rows, Share};
 use crate::rungs::{Rung, Why};
-use crate::sys::{netns, sched};
+use crate::sys::sched;
 
 mod attaching;
 
@@ -89,10 +90,10 @@ pub(super) fn measure(
     options: &BenchOptions,
     interrupt: &Interrupt,
 ) -> Result<Costs, BenchError> {
-    let scene = Scene::new(Topology::T1, &settings.cpus)?;
+    let scene = Scene::new(Topology::T1, &settings.cpus, &options.bpffs)?;
     let mut rng = Rng::with_seed(settings.seed);
-    let selection = netns::inside(&scene.server, || selection(settings, interrupt, &mut rng));
-    let (selection, left_out) = selection.map_err(|error| BenchError::Topology(error.into()))??;
+    let selection = scene.inside(|| selection(settings, options, interrupt, &mut rng))?;
+    let (selection, left_out) = selection?;
     let attaching = Attaching { settings, options, scene: &scene, interrupt };
     let (attach_ms, detach_ms) = attaching.measure(&mut rng)?;
     let heal_ms = attaching.healing(&mut rng)?;
@@ -102,13 +103,14 @@ pub(super) fn measure(
 /// By size of the group.
 fn selection(
     settings: &Settings,
+    options: &BenchOptions,
     interrupt: &Interrupt,
     rng: &mut Rng,
 ) -> Result<(Vec<Selection>, Vec<String>), BenchError> {
     let sizes = if settings.quick { &SIZES[..4] } else { &SIZES };
     let (mut selection, mut left_out) = (Vec::new(), Vec::new());
     for &sockets in sizes {
-        selection.extend(of_size(sockets, settings, interrupt, rng, &mut left_out)?);
+        selection.extend(of_size(sockets, settings, options, interrupt, rng, &mut left_out)?);
     }
     Ok((selection, left_out))
 }
@@ -116,6 +118,7 @@ fn selection(
 fn of_size(
     sockets: usize,
     settings: &Settings,
+    options: &BenchOptions,
     interrupt: &Interrupt,
     rng: &mut Rng,
     left_out: &mut Vec<String>,
@@ -124,7 +127,7 @@ fn of_size(
     sched::set_affinity(0, &settings.cpus.iter().copied().collect())?;
     let mut targets = Vec::new();
     for mechanism in MECHANISMS {
-        match Sink::new(mechanism, sockets, &settings.cpus) {
+        match Sink::new(mechanism, sockets, &settings.cpus, &options.bpffs) {
             Ok(sink) => targets.push(sink),
             Err(error) => left_out.push(format!("{mechanism} with {sockets} sockets: {error}")),
         }
@@ -166,7 +169,12 @@ fn of_size(
 
 impl Sink {
     /// Sockets of which one is for the CPU that sends.
-    fn new(mechanism: Mechanism, sockets: usize, cpus: &[Cpu]) -> Result<Self, GroupError> {
+    fn new(
+        mechanism: Mechanism,
+        sockets: usize,
+        cpus: &[Cpu],
+        bpffs: &Path,
+    ) -> Result<Self, GroupError> {
         let workers = (0..sockets).map(|place| if place == 0 { cpus[0] } else { cpus[1] });
         let rung = match mechanism {
             Mechanism::IncomingCpu => Rung::IncomingCpu,
@@ -178,6 +186,7 @@ impl Sink {
             .udp(SocketAddr::from((Ipv4Addr::LOCALHOST, 0)))
             .workers(Workers::On(workers.collect()))
             .rung(rung)
+            .bpffs(bpffs)
             .build()?;
         let workers = group.take_workers();
         if mechanism == Mechanism::ClassicBpf

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
-use super::agent::Spilling;
 use super::worker::{Handle, Source, Spec};
 use super::{ServeError, during};
 use crate::bench::mechanism::Mechanism;
@@ -41,8 +40,6 @@ pub(super) struct Served {
     address: SocketAddr,
     workers: Vec<Handle>,
     acceptor: Option<(Pid, JoinHandle<io::Error>)>,
-    /// Before the group: it ends first.
-    spilling: Option<Spilling>,
     group: Option<Group>,
 }
 
@@ -57,7 +54,7 @@ impl Served {
     }
 
     fn of(address: SocketAddr, workers: Vec<Handle>) -> Self {
-        Self { address, workers, acceptor: None, spilling: None, group: None }
+        Self { address, workers, acceptor: None, group: None }
     }
 
     /// One socket, for one or for all.
@@ -126,11 +123,7 @@ impl Served {
             };
             workers.push(Handle::start(Spec { runs_on, source, exclusive: false })?);
         }
-        let spilling = match what.mechanism {
-            Mechanism::EbpfSpill => Some(Spilling::start(address, &what.bpffs)?),
-            _ => None,
-        };
-        Ok(Self { spilling, group: Some(group), ..Self::of(address, workers) })
+        Ok(Self { group: Some(group), ..Self::of(address, workers) })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -159,7 +152,7 @@ impl Served {
         if let Some((_, thread)) = self.acceptor.take_if(|it| it.1.is_finished()) {
             return Err(thread.join().map_or(ServeError::Panicked, during("accept")));
         }
-        self.spilling.as_mut().map_or(Ok(()), Spilling::check)
+        Ok(())
     }
 
     /// Sends new connections elsewhere, where the mechanism can, and waits for those that are here
@@ -180,14 +173,13 @@ impl Served {
     }
 
     pub(super) fn stop(self) -> Result<(), ServeError> {
-        let Self { workers, spilling, group, .. } = self;
-        let ended = spilling.map_or(Ok(()), Spilling::stop);
+        let Self { workers, group, .. } = self;
         // While its sockets are open.
         drop(group);
         for worker in workers {
             worker.stop()?;
         }
-        ended
+        Ok(())
     }
 }
 
