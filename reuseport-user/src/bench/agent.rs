@@ -13,9 +13,9 @@ use super::BenchError;
 use super::topology::Scene;
 use crate::agent::{Agent, AgentOptions, Goal, Order, Shared, Stage, Supervisor};
 use crate::discover::{NetnsChoice, Target};
+use crate::model::Pid;
 use crate::steer::attach::AttachOptions;
 use crate::steer::{Settings, SteerError};
-use crate::model::Pid;
 use crate::sys::{netns, sched};
 
 /// Longest that it may take to be ready.

@@ -18,7 +18,7 @@ use super::host::running;
 use super::interrupt::Interrupt;
 use super::mechanism::Mechanism;
 use super::protocol::{Command, Tally};
-use super::record::{Flow, Quantiles, Sample, curve};
+use super::record::{Flow, Quantiles, Sample, curve, settled};
 use super::server::{Server, ServerCommand};
 use super::topology::Scene;
 use super::workload::{Event, Pace, Workload};
@@ -56,9 +56,7 @@ impl Stage<'_> {
         let mut server = self.serve(mechanism, anywhere)?;
         // After the server, so that it ends first.
         let spilling = match mechanism {
-            Mechanism::EbpfSpill => {
-                Some(Spilling::start(self.scene, server.address, self.bpffs)?)
-            }
+            Mechanism::EbpfSpill => Some(Spilling::start(self.scene, server.address, self.bpffs)?),
             _ => None,
         };
         let agent = spilling.as_ref().map(|it| it.tid);
@@ -133,8 +131,7 @@ impl Stage<'_> {
         let napi = running(&self.scene.napi);
         match self.workload.event() {
             Some(Event::Stall(lasts)) => {
-                self.interrupt
-                    .sleep_until(window.begin + self.duration.saturating_sub(lasts) / 4)?;
+                self.interrupt.sleep_until(window.begin + self.event_at().unwrap_or_default())?;
                 server.tell(&Command::Stall { worker: 0, lasts })?;
             }
             Some(Event::Replace) => {
@@ -150,6 +147,14 @@ impl Stage<'_> {
         let ran = running(&threads(server)).saturating_sub(before) + napi;
         let (_, steal) = ticks.busy_and_steal(&Ticks::now().map_err(BenchError::Stat)?);
         Ok(Machine { ran, napi, steal: steal / 100.0 })
+    }
+
+    /// When what happens in the middle of a run does, from the beginning of its window.
+    fn event_at(&self) -> Option<Duration> {
+        self.workload.event().map(|event| match event {
+            Event::Stall(lasts) => self.duration.saturating_sub(lasts) / 4,
+            Event::Replace | Event::Skew => self.duration / 2,
+        })
     }
 
     /// Waits for the clients, who wait for missing replies.
@@ -180,6 +185,11 @@ impl Stage<'_> {
         tallies: &[Tally],
     ) -> Sample {
         let requests = seen.latency.len();
+        let event = self.event_at();
+        let slowest_ms: Vec<f64> = match event {
+            Some(_) => seen.slowest.iter().map(|&nanos| nanos as f64 / 1e6).collect(),
+            None => Vec::new(),
+        };
         // What a new server spent cannot be told from what the old one did.
         let whole = self.workload.event() != Some(Event::Replace) && requests > 0;
         Sample {
@@ -192,15 +202,14 @@ impl Stage<'_> {
             curve: curve(&seen.latency),
             accept: Quantiles::of(&accepts(tallies)),
             flows: flows(tallies),
+            chosen_remote: chosen_remote(tallies),
             cpu_us: whole.then(|| machine.ran.as_secs_f64() * 1e6 / requests as f64),
             napi_seconds: machine.napi.as_secs_f64(),
             errors: seen.errors.clone(),
             unanswered: seen.unanswered,
             stuck: seen.stuck + seen.unanswered,
-            slowest_ms: match self.workload.event() {
-                Some(_) => seen.slowest.iter().map(|&nanos| nanos as f64 / 1e6).collect(),
-                None => Vec::new(),
-            },
+            settled_seconds: event.and_then(|at| settled(&slowest_ms, at)),
+            slowest_ms,
             steal: machine.steal,
         }
     }
@@ -212,6 +221,15 @@ fn accepts(tallies: &[Tally]) -> Histogram<u64> {
         all.saturating_record_n(value, count);
     }
     all
+}
+
+/// As [`Sample::remote`], by what our program counted.
+fn chosen_remote(tallies: &[Tally]) -> Option<f64> {
+    let chosen =
+        || tallies.iter().flat_map(|it| it.chosen.iter().map(|(&cpu, &n)| (cpu, it.cpu, n)));
+    let all: u64 = chosen().map(|it| it.2).sum();
+    let remote: u64 = chosen().filter(|it| it.0 != it.1).map(|it| it.2).sum();
+    (all > 0).then(|| remote as f64 / all as f64)
 }
 
 fn flows(tallies: &[Tally]) -> Vec<Flow> {

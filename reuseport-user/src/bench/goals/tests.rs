@@ -103,6 +103,7 @@ fn the_ratio_of_two_costs_is_as_wide_as_both_allow() {
         nanoseconds: about(ns),
         setup_ms: 1.0,
         memory_bytes: 0,
+        program_ns: None,
     };
     let mut costs = Costs {
         selection: vec![selection(IncomingCpu, 2000.0), selection(Ebpf, 50.0)],

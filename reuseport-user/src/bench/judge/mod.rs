@@ -47,6 +47,10 @@ pub struct Figures {
     pub cpu_us: Option<Spread>,
     /// Requests that took longer than 100 ms, or were never answered.
     pub stuck: Spread,
+    /// Seconds until what happened in the middle of the runs was over; `None` where it was not in half
+    /// of them, or nothing happens.
+    #[serde(default)]
+    pub settled_seconds: Option<Spread>,
     /// Failures, all runs together.
     pub failed: u64,
     /// Of each pair, this / hash.
@@ -176,9 +180,16 @@ fn figures(cell: &Cell, mechanism: Mechanism, rng: &mut Rng) -> Option<Figures> 
         imbalance: known(&imbalance),
         cpu_us: known(&|it| it.cpu_us),
         stuck: spread(&|it| it.stuck as f64)?,
+        settled_seconds: settled_seconds(&samples),
         failed: samples.iter().map(|sample| sample.failed()).sum(),
         ratios,
     })
+}
+
+/// A run in which it was not over counts as endless.
+fn settled_seconds(samples: &[&Sample]) -> Option<Spread> {
+    let known: Vec<f64> = samples.iter().filter_map(|it| it.settled_seconds).collect();
+    if known.len() * 2 > samples.len() { Spread::of(&known) } else { None }
 }
 
 /// The samples of a mechanism.

@@ -38,6 +38,8 @@ fn sample(mechanism: Mechanism, repetition: u32, rate: f64, remote: f64) -> Samp
         latency: quantiles,
         curve: Vec::new(),
         accept: quantiles,
+        chosen_remote: (mechanism == Mechanism::Ebpf).then_some(remote),
+        settled_seconds: None,
         flows: vec![flow(0, 0), flow(0, 1), flow(1, 0), flow(1, 1)],
         cpu_us: Some(2e6 / rate),
         napi_seconds: 0.0,
@@ -92,12 +94,16 @@ fn a_quiet_machine_gives_a_figure() {
 #[test]
 fn each_thing_that_is_wrong_is_told() {
     type Spoil = fn(&mut Cell);
-    let cases: [(&str, bool, Spoil); 9] = [
+    let cases: [(&str, bool, Spoil); 10] = [
         ("nothing else runs", true, |cell| cell.background = vec![0.3; 15]),
         ("the hypervisor gives", true, |cell| {
             cell.samples.iter_mut().for_each(|it| it.steal = 0.02);
         }),
         ("every request is answered", false, |cell| cell.samples[3].unanswered = 1),
+        ("ebpf: socket and program agree", false, |cell| {
+            let ours = cell.samples.iter_mut().filter(|it| it.mechanism == Mechanism::Ebpf);
+            ours.for_each(|it| it.chosen_remote = Some(0.02));
+        }),
         ("ebpf serves where it receives", false, |cell| {
             cell.samples[4] = sample(Mechanism::Ebpf, 0, 30_000.0, 0.02);
         }),

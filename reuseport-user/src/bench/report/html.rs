@@ -31,7 +31,7 @@ struct Aim<'a> {
 /// What steering costs by itself.
 struct Spent {
     plot: String,
-    rows: Vec<[String; 6]>,
+    rows: Vec<[String; 7]>,
     attach: String,
     detach: String,
     heal: String,
@@ -50,6 +50,7 @@ struct Part<'a> {
     latencies: String,
     locality: String,
     over_time: String,
+    settled: String,
 }
 
 /// One line of a cell's table.
@@ -99,6 +100,7 @@ fn spent(costs: &Costs) -> Result<Spent, RecordError> {
             it.mechanism.name().to_owned(),
             it.sockets.to_string(),
             format!("{:.0} [{:.0}, {:.0}]", ns.median(), ns.ci95.low, ns.ci95.high),
+            it.program_ns.map_or_else(|| "–".to_owned(), |ns| format!("{ns:.0}")),
             format!("{:.1}", it.setup_ms),
             (it.memory_bytes / 1024).to_string(),
         ]
@@ -124,7 +126,11 @@ fn part<'a>(record: &Record, cell: &'a Cell) -> Result<Part<'a>, RecordError> {
         Pace::Closed { connections } => format!("{connections} at a time"),
         Pace::Open { rate } => format!("{rate:.0} requests/s at random times"),
     };
+    let settled =
+        |it: &Figures| Some(format!("{} {:.1} s", it.mechanism, it.settled_seconds?.median));
+    let settled: Vec<String> = verdict.figures.iter().filter_map(settled).collect();
     Ok(Part {
+        settled: settled.join(", "),
         cell,
         headline: headline.title(),
         pace,

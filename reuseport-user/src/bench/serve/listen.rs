@@ -41,6 +41,8 @@ pub(super) struct Served {
     workers: Vec<Handle>,
     acceptor: Option<(Pid, JoinHandle<io::Error>)>,
     group: Option<Group>,
+    /// By worker and CPU, what our program had counted when tallies were taken last.
+    chosen: Vec<Vec<u64>>,
 }
 
 impl Served {
@@ -54,7 +56,7 @@ impl Served {
     }
 
     fn of(address: SocketAddr, workers: Vec<Handle>) -> Self {
-        Self { address, workers, acceptor: None, group: None }
+        Self { address, workers, acceptor: None, group: None, chosen: Vec::new() }
     }
 
     /// One socket, for one or for all.
@@ -136,8 +138,19 @@ impl Served {
         workers.chain(self.acceptor.as_ref().map(|it| it.0)).collect()
     }
 
-    pub(super) fn take_tallies(&self) -> Vec<Tally> {
-        self.workers.iter().map(Handle::take_tally).collect()
+    /// What was seen since the last time.
+    pub(super) fn take_tallies(&mut self) -> Vec<Tally> {
+        let mut tallies: Vec<Tally> = self.workers.iter().map(Handle::take_tally).collect();
+        let chosen = self.group.as_ref().and_then(Group::selections).unwrap_or_default();
+        for (place, (tally, by_cpu)) in tallies.iter_mut().zip(&chosen).enumerate() {
+            let before =
+                |cpu: usize| *self.chosen.get(place).and_then(|it| it.get(cpu)).unwrap_or(&0);
+            let since =
+                by_cpu.iter().enumerate().map(|(cpu, &now)| (cpu as Cpu, now - before(cpu)));
+            tally.chosen = since.filter(|&(_, count)| count > 0).collect();
+        }
+        self.chosen = chosen;
+        tallies
     }
 
     pub(super) fn stall(&self, worker: usize, lasts: Duration) {

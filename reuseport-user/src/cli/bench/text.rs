@@ -57,13 +57,14 @@ fn print_goals(out: &mut impl Write, goals: &[Outcome]) -> io::Result<()> {
 
 fn print_costs(out: &mut impl Write, costs: &Costs) -> io::Result<()> {
     writeln!(out, "\n{BOLD}costs{BOLD:#}  of a selection, beyond that by the kernel's hash")?;
-    let heads = ["SOCKETS", "MECHANISM", "NS [95 % CI]", "SET-UP ms", "MAPS KiB"];
+    let heads = ["SOCKETS", "MECHANISM", "NS [95 % CI]", "PROGRAM NS", "SET-UP ms", "MAPS KiB"];
     let line = |it: &Selection| {
         let ns = &it.nanoseconds;
         vec![
             it.sockets.to_string(),
             it.mechanism.to_string(),
             format!("{:.0} [{:.0}..{:.0}]", ns.median(), ns.ci95.low, ns.ci95.high),
+            it.program_ns.map_or_else(|| "-".to_owned(), |ns| format!("{ns:.0}")),
             format!("{:.1}", it.setup_ms),
             (it.memory_bytes / 1024).to_string(),
         ]
@@ -107,6 +108,14 @@ fn print_cell(out: &mut impl Write, cell: &Cell, verdict: &Verdict) -> io::Resul
     }
     let failed = verdict.gates.iter().filter(|gate| !gate.passed).count();
     writeln!(out, "  gates: {} passed, {failed} failed", verdict.gates.len() - failed)?;
+    let settled = |it: &Figures| {
+        let seconds = it.settled_seconds?;
+        Some(format!("{} {:.1} s", it.mechanism, seconds.median))
+    };
+    let settled: Vec<String> = verdict.figures.iter().filter_map(settled).collect();
+    if !settled.is_empty() {
+        writeln!(out, "  as fast as before after: {}", settled.join(", "))?;
+    }
     for conclusion in conclusions(headline, verdict) {
         writeln!(out, "  {conclusion}")?;
     }
