@@ -144,8 +144,8 @@ mod tests {
     fn a_thread_that_works_has_been_running() {
         let own = crate::sys::sched::thread_id();
         let before = running(&[own]);
-        let began = crate::sys::clock::thread();
-        while crate::sys::clock::thread() < began + Duration::from_millis(20) {}
+        let began = clock::thread();
+        while clock::thread() < began + Duration::from_millis(20) {}
         assert!(running(&[own]) >= before + Duration::from_millis(10));
     }
 }

@@ -184,6 +184,7 @@ impl Default for BenchOptions {
             seed: None,
             quick: false,
             goals: false,
+            series: false,
             costs: false,
             bpffs: PathBuf::from(crate::bpf::pins::BPFFS),
             progress: true,

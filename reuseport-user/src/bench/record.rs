@@ -80,6 +80,9 @@ pub struct Settings {
     /// The cells that the goals are about, not all that topologies and workloads give.
     #[serde(default)]
     pub goals: bool,
+    /// By connections at a time, and by workers on each CPU.
+    #[serde(default)]
+    pub series: bool,
     /// Whether costs are measured, too.
     pub costs: bool,
     /// CPUs with a worker.
@@ -93,6 +96,9 @@ pub struct Cell {
     pub topology: Topology,
     /// What is asked for.
     pub workload: Workload,
+    /// Workers on each CPU.
+    #[serde(default = "one")]
+    pub workers: u32,
     /// When.
     pub pace: Pace,
     /// Part of the saturation that the rate is, where it was measured.
@@ -105,6 +111,10 @@ pub struct Cell {
     pub samples: Vec<Sample>,
     /// What they say; made anew from the samples whenever the file is written.
     pub verdict: Option<Verdict>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// One run of one mechanism.

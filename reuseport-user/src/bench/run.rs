@@ -35,6 +35,8 @@ pub(super) struct Stage<'a> {
     pub(super) workload: Workload,
     pub(super) pace: Pace,
     pub(super) cpus: &'a [Cpu],
+    /// On each CPU.
+    pub(super) workers: u32,
     pub(super) warmup: Duration,
     pub(super) duration: Duration,
     pub(super) bpffs: &'a PathBuf,
@@ -91,7 +93,7 @@ impl Stage<'_> {
             mechanism,
             address,
             udp: self.workload.is_udp(),
-            cpus: self.cpus.to_vec(),
+            cpus: self.cpus.repeat(self.workers as usize),
             bpffs: self.bpffs.clone(),
         };
         Server::start(self.server, self.scene, &listen)

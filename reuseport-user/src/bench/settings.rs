@@ -36,6 +36,8 @@ pub struct BenchOptions {
     pub quick: bool,
     /// The cells that the goals are about, and costs; in place of topologies and workloads.
     pub goals: bool,
+    /// Closed loops by connections at a time, 1 to 1024, and by workers on each CPU, 1 to 8.
+    pub series: bool,
     /// Measure also what steering costs by itself.
     pub costs: bool,
     /// Where bpffs is mounted.
@@ -110,14 +112,18 @@ impl BenchOptions {
             let (topologies, workloads): (Vec<_>, Vec<_>) = goals::cells().into_iter().unzip();
             (or(&topologies, &[]), or(&workloads, &[]))
         } else {
-            let topologies = or(&self.topologies, &[Topology::T1, Topology::T2, Topology::T3]);
+            let all = [Topology::T1, Topology::T2, Topology::T3];
+            // One connection arrives on every CPU in turn only where a hash spreads them.
+            let topologies = or(&self.topologies, if self.series { &all[2..] } else { &all });
             (topologies, or(&self.workloads, &[Workload::W1]))
         };
         let fits = |&topology| workloads.iter().any(|workload| workload.fits(topology));
         if !topologies.iter().any(fits) {
             return Err(Wrong::Nothing);
         }
-        let mut mechanisms = or(&self.mechanisms, &Mechanism::ALL);
+        let alike: Vec<_> = Mechanism::ALL.into_iter().filter(|it| it.is_local()).collect();
+        let all = if self.series { &alike[..] } else { &Mechanism::ALL };
+        let mut mechanisms = or(&self.mechanisms, all);
         // What all are compared with, and what says how far two of the same lie apart.
         mechanisms.extend([Mechanism::Hash, Mechanism::HashAgain]);
         mechanisms.sort_unstable();
@@ -136,6 +142,7 @@ impl BenchOptions {
             seed: self.seed.unwrap_or_else(draw_seed),
             quick: self.quick,
             goals: self.goals,
+            series: self.series,
             costs: self.costs || self.goals,
             cpus: cpus.iter().take(super::generate::MOST).collect(),
         })

@@ -18,6 +18,7 @@ pub(in crate::bench) fn settings() -> Settings {
         seed: 1,
         quick: false,
         goals: false,
+        series: false,
         costs: false,
         cpus: vec![0, 1],
     }
@@ -72,6 +73,7 @@ pub(in crate::bench) fn cell() -> Cell {
     Cell {
         topology: Topology::T1,
         workload: Workload::W1,
+        workers: 1,
         pace: Pace::Closed { connections: 16 },
         load: None,
         excluded: BTreeMap::new(),

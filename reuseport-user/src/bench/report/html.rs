@@ -123,6 +123,9 @@ fn part<'a>(record: &Record, cell: &'a Cell) -> Result<Part<'a>, RecordError> {
     };
     let headline = Headline::of(cell);
     let pace = match cell.pace {
+        Pace::Closed { connections } if cell.workers > 1 => {
+            format!("{connections} at a time, {} workers per CPU", cell.workers)
+        }
         Pace::Closed { connections } => format!("{connections} at a time"),
         Pace::Open { rate } => format!("{rate:.0} requests/s at random times"),
     };

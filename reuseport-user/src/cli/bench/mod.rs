@@ -80,6 +80,9 @@ pub(super) struct Args {
     /// Measure what the goals of the project are about, costs included, and say which are met
     #[arg(long, conflicts_with_all = ["topology", "workload", "load", "rate"])]
     goals: bool,
+    /// By connections at a time, 1 to 1024, and by workers on each CPU, 1 to 8; on t3 unless told
+    #[arg(long, conflicts_with_all = ["goals", "connections"])]
+    series: bool,
     /// Measure also what a selection costs in groups of up to 4096 sockets, memory, attach and detach
     #[arg(long)]
     costs: bool,
@@ -91,7 +94,7 @@ pub(super) struct Args {
         long,
         value_name = "FILE",
         conflicts_with_all = ["topology", "workload", "mechanism", "repetitions", "seconds", "load",
-                              "rate", "seed", "quick", "goals", "costs", "output", "connections"]
+                              "rate", "seed", "quick", "goals", "series", "costs", "output", "connections"]
     )]
     resume: Option<PathBuf>,
     #[command(flatten)]
@@ -166,6 +169,7 @@ impl Args {
             seed: self.seed,
             quick: self.quick,
             goals: self.goals,
+            series: self.series,
             costs: self.costs,
             bpffs: self.common.settings().bpffs,
             progress: std::io::stderr().is_terminal(),

@@ -124,6 +124,9 @@ fn print_cell(out: &mut impl Write, cell: &Cell, verdict: &Verdict) -> io::Resul
 
 fn pace(cell: &Cell) -> String {
     match (cell.pace, cell.load) {
+        (Pace::Closed { connections }, _) if cell.workers > 1 => {
+            format!("{connections} at a time, {} workers per CPU", cell.workers)
+        }
         (Pace::Closed { connections }, _) => format!("{connections} at a time"),
         (Pace::Open { rate }, None) => format!("{rate:.0}/s"),
         (Pace::Open { rate }, Some(load)) => {
