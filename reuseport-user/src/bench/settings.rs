@@ -20,9 +20,9 @@ pub struct BenchOptions {
     pub workloads: Vec<Workload>,
     /// Mechanisms; the kernel's hash is always among them.
     pub mechanisms: Vec<Mechanism>,
-    /// How often each is measured; 15, or 5 when quick.
+    /// How often each is measured; 15, 10 of goals, 3 when quick.
     pub repetitions: Option<u32>,
-    /// Measured seconds of each run; 1, or 0.5 when quick.
+    /// Measured seconds of each run; 1, or 0.3 when quick.
     pub seconds: Option<f64>,
     /// Connections at a time in a closed loop.
     pub connections: usize,
@@ -78,7 +78,7 @@ const FEWEST: u32 = 6;
 const MOST: u32 = 1000;
 const QUICK: u32 = 3;
 /// Of so many cells, that it ends within half an hour.
-const GOALS: u32 = 12;
+const GOALS: u32 = 10;
 
 impl BenchOptions {
     /// With the defaults in place of what was left open.

@@ -154,6 +154,8 @@ impl Workload {
         match self.event() {
             Some(Event::Stall(stall)) => stall * 2,
             Some(Event::Replace | Event::Skew) => Duration::from_secs(1),
+            // A 99th percentile is made of one request in a hundred.
+            None if self.is_open() => Duration::from_secs(2),
             None => Duration::ZERO,
         }
     }

@@ -56,10 +56,10 @@ pub(super) struct Args {
     /// What is compared; hash and hash-again always are [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     mechanism: Vec<Mechanism>,
-    /// How often each is measured [default: 15; quick: 3]
+    /// How often each is measured [default: 15; quick: 3; goals: 10]
     #[arg(long, value_name = "N")]
     repetitions: Option<u32>,
-    /// Measured seconds of each run [default: 1; quick: 0.3]
+    /// Measured seconds of each run; 2 at least of w2, w3 and w6 [default: 1; quick: 0.3]
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
     /// Connections at a time, where they come as fast as it goes
