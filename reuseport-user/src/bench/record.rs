@@ -77,16 +77,26 @@ pub struct Settings {
     pub seed: u64,
     /// Gates and signs only; no ratio is to be quoted.
     pub quick: bool,
-    /// The cells that the goals are about, not all that topologies and workloads give.
+    /// Which cells.
     #[serde(default)]
-    pub goals: bool,
-    /// By connections at a time, and by workers on each CPU.
-    #[serde(default)]
-    pub series: bool,
+    pub matrix: Matrix,
     /// Whether costs are measured, too.
     pub costs: bool,
     /// CPUs with a worker.
     pub cpus: Vec<Cpu>,
+}
+
+/// Which cells are measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Matrix {
+    /// Every workload on every topology.
+    #[default]
+    All,
+    /// What the goals are about.
+    Goals,
+    /// Closed loops by connections at a time, 1 to 1024, and by workers on each CPU, 1 to 8.
+    Series,
 }
 
 /// One comparison.

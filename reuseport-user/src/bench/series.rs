@@ -9,7 +9,7 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::generate::schedule::derive;
 use super::interrupt::Interrupt;
 use super::mechanism::Mechanism;
-use super::record::{Cell, Record, Settings};
+use super::record::{Cell, Matrix, Record, Settings};
 use super::run::Stage;
 use super::topology::{Scene, Topology};
 use super::workload::{Pace, Workload};
@@ -214,7 +214,7 @@ const WORKERS: [u32; 3] = [2, 4, 8];
 
 /// The cells, in order.
 fn wanted(settings: &Settings) -> Vec<Wanted> {
-    let pairs: Vec<_> = if settings.goals {
+    let pairs: Vec<_> = if settings.matrix == Matrix::Goals {
         goals::cells()
     } else {
         let with = |&topology| settings.workloads.iter().map(move |&it| (topology, it));
@@ -224,7 +224,7 @@ fn wanted(settings: &Settings) -> Vec<Wanted> {
     for (topology, workload) in pairs.into_iter().filter(|it| it.1.fits(it.0)) {
         let connections = settings.connections;
         let cell = Wanted { topology, workload, load: None, connections, workers: 1 };
-        if settings.series && !workload.is_open() {
+        if settings.matrix == Matrix::Series && !workload.is_open() {
             cells.extend(CONNECTIONS.map(|connections| Wanted { connections, ..cell }));
             cells.extend(WORKERS.map(|workers| Wanted { workers, ..cell }));
         } else if !workload.is_open() {

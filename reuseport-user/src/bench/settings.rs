@@ -4,7 +4,7 @@ use std::path::PathBuf;
 
 use super::goals;
 use super::mechanism::Mechanism;
-use super::record::Settings;
+use super::record::{Matrix, Settings};
 use super::server::ServerCommand;
 use super::topology::Topology;
 use super::workload::Workload;
@@ -34,10 +34,8 @@ pub struct BenchOptions {
     pub seed: Option<u64>,
     /// Gates and signs only.
     pub quick: bool,
-    /// The cells that the goals are about, and costs; in place of topologies and workloads.
-    pub goals: bool,
-    /// Closed loops by connections at a time, 1 to 1024, and by workers on each CPU, 1 to 8.
-    pub series: bool,
+    /// Which cells. Those of the goals take the place of topologies and workloads, and have costs.
+    pub matrix: Matrix,
     /// Measure also what steering costs by itself.
     pub costs: bool,
     /// Where bpffs is mounted.
@@ -85,7 +83,7 @@ impl BenchOptions {
     pub(super) fn settings(&self, cpus: &CpuSet) -> Result<Settings, Wrong> {
         let repetitions = self.repetitions.unwrap_or(if self.quick {
             QUICK
-        } else if self.goals {
+        } else if self.matrix == Matrix::Goals {
             GOALS
         } else {
             15
@@ -108,13 +106,14 @@ impl BenchOptions {
         if let Some(rate) = self.rate.filter(|rate| !(1.0..=1e6).contains(rate)) {
             return Err(Wrong::Rate(rate));
         }
-        let (topologies, workloads) = if self.goals {
+        let (topologies, workloads) = if self.matrix == Matrix::Goals {
             let (topologies, workloads): (Vec<_>, Vec<_>) = goals::cells().into_iter().unzip();
             (or(&topologies, &[]), or(&workloads, &[]))
         } else {
             let all = [Topology::T1, Topology::T2, Topology::T3];
             // One connection arrives on every CPU in turn only where a hash spreads them.
-            let topologies = or(&self.topologies, if self.series { &all[2..] } else { &all });
+            let topologies =
+                or(&self.topologies, if self.matrix == Matrix::Series { &all[2..] } else { &all });
             (topologies, or(&self.workloads, &[Workload::W1]))
         };
         let fits = |&topology| workloads.iter().any(|workload| workload.fits(topology));
@@ -122,7 +121,7 @@ impl BenchOptions {
             return Err(Wrong::Nothing);
         }
         let alike: Vec<_> = Mechanism::ALL.into_iter().filter(|it| it.is_local()).collect();
-        let all = if self.series { &alike[..] } else { &Mechanism::ALL };
+        let all = if self.matrix == Matrix::Series { &alike[..] } else { &Mechanism::ALL };
         let mut mechanisms = or(&self.mechanisms, all);
         // What all are compared with, and what says how far two of the same lie apart.
         mechanisms.extend([Mechanism::Hash, Mechanism::HashAgain]);
@@ -141,9 +140,8 @@ impl BenchOptions {
             // A JSON reader that knows only floats keeps it whole.
             seed: self.seed.unwrap_or_else(draw_seed),
             quick: self.quick,
-            goals: self.goals,
-            series: self.series,
-            costs: self.costs || self.goals,
+            matrix: self.matrix,
+            costs: self.costs || self.matrix == Matrix::Goals,
             cpus: cpus.iter().take(super::generate::MOST).collect(),
         })
     }

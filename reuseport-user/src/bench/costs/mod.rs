@@ -256,8 +256,8 @@ impl Sink {
 /// Nanoseconds that a program ran, and how often.
 fn run_time(id: u32) -> Option<(u64, u64)> {
     let program = aya::programs::loaded_programs().flatten().find(|it| it.id() == id)?;
-    let fd = program.fd().ok()?.as_fd().as_raw_fd();
-    let text = fs::read_to_string(format!("/proc/self/fdinfo/{fd}")).ok()?;
+    let fd = program.fd().ok()?;
+    let text = fs::read_to_string(format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd())).ok()?;
     Some((field(&text, "run_time_ns:")?, field(&text, "run_cnt:")?))
 }
 

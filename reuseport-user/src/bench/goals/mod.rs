@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 use super::costs::Costs;
 use super::judge::pairs;
 use super::mechanism::Mechanism::{self, ClassicBpf, Ebpf, EbpfSpill, HandOff, Hash, IncomingCpu};
-use super::record::{Cell, Record, Sample};
+use super::record::{Cell, Matrix, Record, Sample};
 use super::topology::Topology::{self, T1, T2, T3};
 use super::workload::Workload::{self, W1, W2, W3, W4, W6, W7};
 use crate::measure::{Estimate, Goal, Interval, Rng, Standing};
@@ -47,8 +47,11 @@ pub struct Found {
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Interval { low, high } = self.ci95;
-        let digits =
-            if self.median.abs() >= 100.0 || (low == high && low.fract() == 0.0) { 0 } else { 3 };
+        let digits = if self.median.abs() >= 100.0 || (high - low == 0.0 && low.fract() == 0.0) {
+            0
+        } else {
+            3
+        };
         write!(f, "{:.digits$} [{low:.digits$}..{high:.digits$}]", self.median)
     }
 }
@@ -123,7 +126,7 @@ pub(super) fn judge(record: &Record) -> Vec<Outcome> {
     let mut rng = Rng::with_seed(record.settings.seed);
     let mut outcomes = Vec::new();
     // A series is about what differs among its cells.
-    for goal in GOALS.iter().filter(|_| !record.settings.series) {
+    for goal in GOALS.iter().filter(|_| record.settings.matrix != Matrix::Series) {
         let cells = record.cells.iter().filter(|it| (it.topology, it.workload) == goal.cell);
         for cell in cells.filter(|cell| cell.verdict.is_some()) {
             outcomes.push(goal.judge(cell, record.settings.quick, &mut rng));

@@ -1,7 +1,7 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::bench::record::{Flow, Quantiles};
+use crate::bench::record::{Flow, Matrix, Quantiles};
 use crate::bench::topology::Topology;
 
 pub(in crate::bench) fn settings() -> Settings {
@@ -17,8 +17,7 @@ pub(in crate::bench) fn settings() -> Settings {
         rate: None,
         seed: 1,
         quick: false,
-        goals: false,
-        series: false,
+        matrix: Matrix::All,
         costs: false,
         cpus: vec![0, 1],
     }

@@ -9,6 +9,7 @@ use anyhow::Result;
 use super::args::CommonArgs;
 use super::output::to_json;
 use crate::bench::judge::Gate;
+use crate::bench::record::Matrix;
 use crate::bench::{
     self, BenchError, BenchOptions, Mechanism, Record, RecordError, Topology, Workload, report,
 };
@@ -22,6 +23,7 @@ mod text;
 /// it says "inconclusive" and why, in place of a figure. Needs root, two CPUs, and for the
 /// topologies t3 to t5 the programs `ip` and `ethtool`.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[command(after_long_help = "\
 Topologies: how packets arrive
   t1  loopback, clients on every CPU
@@ -168,8 +170,11 @@ impl Args {
             rate: self.rate,
             seed: self.seed,
             quick: self.quick,
-            goals: self.goals,
-            series: self.series,
+            matrix: match (self.goals, self.series) {
+                (true, _) => Matrix::Goals,
+                (_, true) => Matrix::Series,
+                _ => Matrix::All,
+            },
             costs: self.costs,
             bpffs: self.common.settings().bpffs,
             progress: std::io::stderr().is_terminal(),

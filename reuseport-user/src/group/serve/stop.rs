@@ -47,9 +47,12 @@ impl Stop {
             let mut told = pin!(later.wait_for(|now| *now >= phase));
             // The channel wakes one waiter after the other: who was woken for something else in
             // between would be told an old phase.
-            poll_fn(|context| match *now.borrow() >= phase {
-                true => Poll::Ready(()),
-                false => told.as_mut().poll(context).map(|_ended_too| ()),
+            poll_fn(|context| {
+                if *now.borrow() >= phase {
+                    Poll::Ready(())
+                } else {
+                    told.as_mut().poll(context).map(|_ended_too| ())
+                }
             })
             .await;
         }
