@@ -8,11 +8,12 @@ use std::time::Duration;
 use reuseport_tests::binary::{self, Cli};
 use reuseport_tests::eventually;
 use reuseport_tests::leak::Baseline;
-use reuseport_tests::process::{self, Reaped};
+use reuseport_tests::process::{self, Reaped, children};
 use serde_json::Value;
 
 const SCHEMA: &str = include_str!("../../reuseport-user/src/bench/schema.json");
 const SIGINT: i32 = 2;
+const SIGKILL: i32 = 9;
 /// As a user types it, and a machine that does other things can do it.
 const QUICK: [&str; 6] = ["bench", "--quick", "--repetitions", "1", "--seconds", "1"];
 
@@ -107,6 +108,7 @@ fn topologies_are_what_they_claim() {
         let where_to = if arrival == "every" { "every CPU" } else { "one CPU" };
         assert!(passed(&format!("packets arrive on {where_to}")), "{topology}: {gates:#?}");
         assert!(passed("ebpf serves where it receives"), "{topology}: {gates:#?}");
+        assert!(passed("ebpf: socket and program agree"), "{topology}: {gates:#?}");
         let veth = topology != "t1" && topology != "t2";
         assert_eq!(passed("NAPI threads poll the queues"), veth, "{gates:#?}");
     }
@@ -157,6 +159,54 @@ fn an_interrupted_run_leaves_nothing_and_goes_on() {
     before.assert_same();
 }
 
+/// Neither has a moment to clear up: first the server, which has the group, then the bench, which has
+/// the agent and all namespaces.
+#[test]
+fn a_bench_and_a_server_that_are_killed_leave_nothing() {
+    let before = Baseline::take();
+    {
+        let mut command = process::command(binary::path());
+        command.args(["bench", "--topology", "t3", "--mechanism", "ebpf-spill"]);
+        command.args(["--seconds", "2", "--repetitions", "1000"]);
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        let mut child = Reaped(command.spawn().expect("start the bench"));
+        let agent = |pid: u32| -> bool {
+            let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+            let mut names = threads.map(|it| fs::read_to_string(it.path().join("comm")));
+            names.any(|name| name.is_ok_and(|name| name.trim() == "agent"))
+        };
+        // With others before it, in random order.
+        let limit = Duration::from_mins(2);
+        assert!(eventually(limit, || !child.alive() || agent(child.pid())));
+        let servers = children(child.pid());
+        assert_eq!(servers.len(), 1, "{servers:?}");
+        process::tool("kill", &["-KILL", &servers[0].to_string()]);
+        child.signal(SIGKILL);
+        child.wait(Duration::from_secs(20)).expect("it ends");
+    }
+    before.assert_same();
+}
+
+/// An agent keeps the group while its server is replaced, and no request is lost by it.
+#[test]
+fn a_server_is_replaced_under_an_agent() {
+    let before = Baseline::take();
+    let args = ["--topology", "t1", "--workload", "w7", "--mechanism", "ebpf,ebpf-spill", "--json"];
+    let record = bench(&args).run().ok().json();
+    assert_valid(&record);
+    assert_eq!(record["cells"][0]["excluded"], serde_json::json!({}));
+    for sample in samples(&record) {
+        if sample["mechanism"].as_str().is_some_and(|it| it.starts_with("ebpf")) {
+            assert!(sample["requests"].as_u64() > Some(0), "{sample}");
+            assert_eq!(
+                (&sample["errors"], &sample["unanswered"]),
+                (&serde_json::json!({}), &0.into())
+            );
+        }
+    }
+    before.assert_same();
+}
+
 #[test]
 fn what_cannot_be_is_refused_and_nothing_left() {
     let before = Baseline::take();
@@ -172,6 +222,7 @@ fn what_cannot_be_is_refused_and_nothing_left() {
         refused(&["--connections", "0"], 2, "1 to 4096");
         refused(&["--load", "1.5"], 2, "up to 1");
         refused(&["--rate", "0"], 2, "1 to 1000000");
+        refused(&["--goals", "--workload", "w1"], 2, "cannot be used with");
         refused(&["--workload", "w8", "--topology", "t2"], 2, "w8 takes t1");
         refused(&["--output", "/proc/nowhere"], 3, "/proc/nowhere");
         refused(&["--resume", "/nowhere/bench.json"], 3, "/nowhere/bench.json");

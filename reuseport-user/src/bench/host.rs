@@ -7,12 +7,16 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 
 use crate::model::Pid;
+use crate::sys::clock;
 
 /// What figures depend on besides what is compared.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct Environment {
     /// Of this program.
     pub version: String,
+    /// Of its sources, where the build was told: `REUSEPORT_STEER_COMMIT`.
+    #[serde(default)]
+    pub commit: Option<String>,
     /// `uname -r`.
     pub kernel: String,
     /// The processor, as `/proc/cpuinfo` calls it.
@@ -55,6 +59,7 @@ impl Environment {
         let memory = memory.split_whitespace().nth(1).and_then(|kib| kib.parse::<u64>().ok());
         Self {
             version: env!("CARGO_PKG_VERSION").to_owned(),
+            commit: option_env!("REUSEPORT_STEER_COMMIT").map(str::to_owned),
             kernel: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
             processor: info("model name").or_else(|| info("CPU part")).unwrap_or_default(),
             virtual_machine: info("flags").is_some_and(|flags| flags.contains("hypervisor")),
@@ -67,7 +72,7 @@ impl Environment {
             idle_governor: read("/sys/devices/system/cpu/cpuidle/current_governor"),
             clocksource: read("/sys/devices/system/clocksource/clocksource0/current_clocksource")
                 .unwrap_or_default(),
-            hz: hz(),
+            hz: hz(clock::tick()),
             preemption: preemption(),
             bpf_stats: read("/proc/sys/kernel/bpf_stats_enabled").as_deref() == Some("1"),
         }
@@ -102,11 +107,9 @@ fn mitigations() -> BTreeMap<String, String> {
     each.collect()
 }
 
-/// From the kernel's configuration, where that is to be had; compressed copies are left alone.
-fn hz() -> Option<u32> {
-    let release = read("/proc/sys/kernel/osrelease")?;
-    let config = read(&format!("/boot/config-{release}"))?;
-    config.lines().find_map(|line| line.strip_prefix("CONFIG_HZ=")?.parse().ok())
+/// The kernel's clocks that are read without looking at the hardware go by the timer's interrupts.
+fn hz(tick: Duration) -> Option<u32> {
+    (!tick.is_zero()).then(|| (1.0 / tick.as_secs_f64()).round() as u32)
 }
 
 fn preemption() -> Option<String> {
@@ -130,11 +133,19 @@ mod tests {
     use super::*;
 
     #[test]
+    fn the_timer_has_a_rate_that_kernels_are_built_with() {
+        assert_eq!(hz(Duration::from_millis(4)), Some(250));
+        assert_eq!(hz(Duration::from_nanos(3_333_333)), Some(300));
+        let here = hz(clock::tick()).unwrap();
+        assert!([100, 250, 300, 1000].contains(&here), "{here}");
+    }
+
+    #[test]
     fn a_thread_that_works_has_been_running() {
         let own = crate::sys::sched::thread_id();
         let before = running(&[own]);
-        let began = crate::sys::clock::thread();
-        while crate::sys::clock::thread() < began + Duration::from_millis(20) {}
+        let began = clock::thread();
+        while clock::thread() < began + Duration::from_millis(20) {}
         assert!(running(&[own]) >= before + Duration::from_millis(10));
     }
 }

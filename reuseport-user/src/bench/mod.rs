@@ -12,8 +12,10 @@ use std::path::PathBuf;
 use std::process::ExitStatus;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
+mod agent;
 pub mod costs;
 mod generate;
+pub mod goals;
 pub mod host;
 mod interrupt;
 pub mod judge;
@@ -85,6 +87,9 @@ pub enum BenchError {
         /// Why.
         why: String,
     },
+    /// What spills ended early, or never began.
+    #[error("the agent: {0}")]
+    Agent(String),
     /// The server said why it cannot go on.
     #[error("the server failed: {0}")]
     ServerFailed(String),
@@ -160,6 +165,7 @@ pub fn begin(options: &BenchOptions) -> Result<Record, BenchError> {
         settings,
         cells: Vec::new(),
         costs: None,
+        goals: Vec::new(),
     })
 }
 
@@ -177,6 +183,7 @@ impl Default for BenchOptions {
             rate: None,
             seed: None,
             quick: false,
+            matrix: record::Matrix::All,
             costs: false,
             bpffs: PathBuf::from(crate::bpf::pins::BPFFS),
             progress: true,

@@ -87,6 +87,8 @@ pub(super) struct Tally {
     pub(super) cpu: Cpu,
     /// Connections by the CPU that received them; of datagrams it is not known.
     pub(super) received: std::collections::BTreeMap<Cpu, u64>,
+    /// How often our program chose this worker, by the CPU that received the packet; empty without it.
+    pub(super) chosen: std::collections::BTreeMap<Cpu, u64>,
     /// From when a connection was due until it was accepted, in nanoseconds, by count.
     pub(super) accept: Vec<(u64, u64)>,
 }

@@ -7,11 +7,14 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
+use std::time::Duration;
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::costs::Costs;
+use super::generate::latency::SLICE;
+use super::goals::Outcome;
 use super::host::Environment;
 use super::judge::Verdict;
 use super::mechanism::Mechanism;
@@ -44,6 +47,9 @@ pub struct Record {
     /// What steering costs by itself, where asked for.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub costs: Option<Costs>,
+    /// How it stands to the goals; made anew with the verdicts.
+    #[serde(default)]
+    pub goals: Vec<Outcome>,
 }
 
 /// What is measured, and how.
@@ -71,10 +77,26 @@ pub struct Settings {
     pub seed: u64,
     /// Gates and signs only; no ratio is to be quoted.
     pub quick: bool,
+    /// Which cells.
+    #[serde(default)]
+    pub matrix: Matrix,
     /// Whether costs are measured, too.
     pub costs: bool,
     /// CPUs with a worker.
     pub cpus: Vec<Cpu>,
+}
+
+/// Which cells are measured.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Matrix {
+    /// Every workload on every topology.
+    #[default]
+    All,
+    /// What the goals are about.
+    Goals,
+    /// Closed loops by connections at a time, 1 to 1024, and by workers on each CPU, 1 to 8.
+    Series,
 }
 
 /// One comparison.
@@ -84,6 +106,9 @@ pub struct Cell {
     pub topology: Topology,
     /// What is asked for.
     pub workload: Workload,
+    /// Workers on each CPU.
+    #[serde(default = "one")]
+    pub workers: u32,
     /// When.
     pub pace: Pace,
     /// Part of the saturation that the rate is, where it was measured.
@@ -96,6 +121,10 @@ pub struct Cell {
     pub samples: Vec<Sample>,
     /// What they say; made anew from the samples whenever the file is written.
     pub verdict: Option<Verdict>,
+}
+
+fn one() -> u32 {
+    1
 }
 
 /// One run of one mechanism.
@@ -120,6 +149,10 @@ pub struct Sample {
     /// Connections by the CPU that received them and the worker's CPU. Of datagrams the kernel tells
     /// no CPU, as their sockets are not connected.
     pub flows: Vec<Flow>,
+    /// Part of its selections that our program made for a CPU other than the worker's, by its own
+    /// counters; `None` where it is not in force.
+    #[serde(default)]
+    pub chosen_remote: Option<f64>,
     /// Microseconds of CPU time per request: clients, server and polling threads.
     pub cpu_us: Option<f64>,
     /// Seconds that polling threads have run.
@@ -132,6 +165,10 @@ pub struct Sample {
     pub stuck: u64,
     /// The slowest reply of each 100 ms, in milliseconds; for what happens over time.
     pub slowest_ms: Vec<f64>,
+    /// Seconds from what happens in the middle of the run until no part of 100 ms had a reply more than
+    /// twice as slow as any before; `None` where it does not come to that, or nothing happens.
+    #[serde(default)]
+    pub settled_seconds: Option<f64>,
     /// Part of the time that the hypervisor kept.
     pub steal: f64,
 }
@@ -184,6 +221,22 @@ impl Quantiles {
 /// As in [`Sample::curve`].
 pub(super) fn curve(of: &Histogram<u64>) -> Vec<(f64, f64)> {
     PARTS.iter().map(|&part| (part, micros(of, part))).collect()
+}
+
+/// As in [`Sample::settled_seconds`], of something that happened at a time of the window.
+pub(super) fn settled(slowest_ms: &[f64], event: Duration) -> Option<f64> {
+    let slice = SLICE.as_secs_f64();
+    let first = (event.as_secs_f64() / slice) as usize;
+    let (before, after) = slowest_ms.split_at_checked(first)?;
+    let usual = before.iter().copied().reduce(f64::max)?;
+    let slow = after.iter().rposition(|&slowest| slowest > 2.0 * usual);
+    match slow.map_or(0, |last| last + 1) {
+        0 => Some(0.0),
+        slices if slices < after.len() => {
+            Some((first + slices) as f64 * slice - event.as_secs_f64())
+        }
+        _ => None,
+    }
 }
 
 impl Sample {
@@ -274,4 +327,27 @@ pub(super) fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::set_permissions(file.path(), std::os::unix::fs::PermissionsExt::from_mode(0o644))?;
     file.persist(path)?;
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_happened_is_over_when_nothing_is_slow_any_more() {
+        let at = Duration::from_millis(250);
+        for (slowest, expected) in [
+            // Twice as slow as before is usual still.
+            (&[1.0, 2.0, 4.0, 4.0, 1.0][..], Some(0.0)),
+            (&[1.0, 2.0, 500.0, 4.5, 1.0], Some(0.15)),
+            // Slow to the end.
+            (&[1.0, 2.0, 1.0, 1.0, 9.0], None),
+            (&[1.0], None),
+        ] {
+            let found = settled(slowest, at);
+            let close = found.zip(expected).is_some_and(|(found, it)| (found - it).abs() < 1e-9);
+            assert!(close || found == expected, "{slowest:?}: {found:?}");
+        }
+        assert_eq!(settled(&[9.0, 1.0], Duration::ZERO), None, "nothing is usual");
+    }
 }

@@ -11,18 +11,19 @@ use std::time::Duration;
 use hdrhistogram::Histogram;
 
 use super::BenchError;
+use super::agent::Spilling;
 use super::generate::latency::{Seen, new_histogram};
 use super::generate::{self, LoadError, Plan, Shared, Window};
 use super::host::running;
 use super::interrupt::Interrupt;
 use super::mechanism::Mechanism;
 use super::protocol::{Command, Tally};
-use super::record::{Flow, Quantiles, Sample, curve};
+use super::record::{Flow, Quantiles, Sample, curve, settled};
 use super::server::{Server, ServerCommand};
 use super::topology::Scene;
 use super::workload::{Event, Pace, Workload};
 use crate::measure::Ticks;
-use crate::model::Cpu;
+use crate::model::{Cpu, Pid};
 use crate::sys::netns::{self, NetnsError};
 
 /// Longest wait after the end of a window for what is missing; see [`generate`].
@@ -34,6 +35,8 @@ pub(super) struct Stage<'a> {
     pub(super) workload: Workload,
     pub(super) pace: Pace,
     pub(super) cpus: &'a [Cpu],
+    /// On each CPU.
+    pub(super) workers: u32,
     pub(super) warmup: Duration,
     pub(super) duration: Duration,
     pub(super) bpffs: &'a PathBuf,
@@ -53,6 +56,12 @@ impl Stage<'_> {
     pub(super) fn run(&self, mechanism: Mechanism, seed: u64) -> Result<Sample, BenchError> {
         let anywhere = SocketAddr::new(self.scene.address, 0);
         let mut server = self.serve(mechanism, anywhere)?;
+        // After the server, so that it ends first.
+        let spilling = match mechanism {
+            Mechanism::EbpfSpill => Some(Spilling::start(self.scene, server.address, self.bpffs)?),
+            _ => None,
+        };
+        let agent = spilling.as_ref().map(|it| it.tid);
         let plan = self.plan(server.address, seed);
         let shared = Arc::new(Shared::default());
         let window = generate::window(&plan);
@@ -65,7 +74,7 @@ impl Stage<'_> {
             let thread = thread
                 .spawn_scoped(scope, clients)
                 .map_err(|source| LoadError::Spawn { cpu: self.cpus[0], source })?;
-            let watched = self.watch(mechanism, &mut server, &shared, window);
+            let watched = self.watch(mechanism, &mut server, agent, &shared, window);
             if watched.is_err() {
                 shared.stop.store(true, Ordering::Relaxed);
             }
@@ -73,6 +82,7 @@ impl Stage<'_> {
             watched.map(|machine| (seen, machine))
         })?;
         let tallies = server.tallies()?;
+        spilling.map_or(Ok(()), Spilling::stop)?;
         drop(server);
         Ok(self.sample(mechanism, &seen, &machine, &tallies))
     }
@@ -83,10 +93,10 @@ impl Stage<'_> {
             mechanism,
             address,
             udp: self.workload.is_udp(),
-            cpus: self.cpus.to_vec(),
+            cpus: self.cpus.repeat(self.workers as usize),
             bpffs: self.bpffs.clone(),
         };
-        Server::start(self.server, &self.scene.server, &listen)
+        Server::start(self.server, self.scene, &listen)
     }
 
     fn plan(&self, address: SocketAddr, seed: u64) -> Plan {
@@ -109,18 +119,21 @@ impl Stage<'_> {
         &self,
         mechanism: Mechanism,
         server: &mut Server,
+        agent: Option<Pid>,
         shared: &Shared,
         window: Window,
     ) -> Result<Machine, BenchError> {
         self.interrupt.sleep_until(window.begin)?;
         server.tell(&Command::Reset)?;
-        let threads = || [server.threads.clone(), shared.tids()].concat();
-        let (before, ticks) = (running(&threads()), Ticks::now().map_err(BenchError::Stat)?);
+        let threads = |server: &Server| {
+            let ours = server.threads.iter().copied().chain(agent);
+            ours.chain(shared.tids()).collect::<Vec<_>>()
+        };
+        let (before, ticks) = (running(&threads(server)), Ticks::now().map_err(BenchError::Stat)?);
         let napi = running(&self.scene.napi);
         match self.workload.event() {
             Some(Event::Stall(lasts)) => {
-                self.interrupt
-                    .sleep_until(window.begin + self.duration.saturating_sub(lasts) / 4)?;
+                self.interrupt.sleep_until(window.begin + self.event_at().unwrap_or_default())?;
                 server.tell(&Command::Stall { worker: 0, lasts })?;
             }
             Some(Event::Replace) => {
@@ -132,11 +145,18 @@ impl Stage<'_> {
             Some(Event::Skew) | None => {}
         }
         self.interrupt.sleep_until(window.end)?;
-        let threads = [server.threads.clone(), shared.tids()].concat();
         let napi = running(&self.scene.napi).saturating_sub(napi);
-        let ran = running(&threads).saturating_sub(before) + napi;
+        let ran = running(&threads(server)).saturating_sub(before) + napi;
         let (_, steal) = ticks.busy_and_steal(&Ticks::now().map_err(BenchError::Stat)?);
         Ok(Machine { ran, napi, steal: steal / 100.0 })
+    }
+
+    /// When what happens in the middle of a run does, from the beginning of its window.
+    fn event_at(&self) -> Option<Duration> {
+        self.workload.event().map(|event| match event {
+            Event::Stall(lasts) => self.duration.saturating_sub(lasts) / 4,
+            Event::Replace | Event::Skew => self.duration / 2,
+        })
     }
 
     /// Waits for the clients, who wait for missing replies.
@@ -167,6 +187,11 @@ impl Stage<'_> {
         tallies: &[Tally],
     ) -> Sample {
         let requests = seen.latency.len();
+        let event = self.event_at();
+        let slowest_ms: Vec<f64> = match event {
+            Some(_) => seen.slowest.iter().map(|&nanos| nanos as f64 / 1e6).collect(),
+            None => Vec::new(),
+        };
         // What a new server spent cannot be told from what the old one did.
         let whole = self.workload.event() != Some(Event::Replace) && requests > 0;
         Sample {
@@ -179,15 +204,14 @@ impl Stage<'_> {
             curve: curve(&seen.latency),
             accept: Quantiles::of(&accepts(tallies)),
             flows: flows(tallies),
+            chosen_remote: chosen_remote(tallies),
             cpu_us: whole.then(|| machine.ran.as_secs_f64() * 1e6 / requests as f64),
             napi_seconds: machine.napi.as_secs_f64(),
             errors: seen.errors.clone(),
             unanswered: seen.unanswered,
             stuck: seen.stuck + seen.unanswered,
-            slowest_ms: match self.workload.event() {
-                Some(_) => seen.slowest.iter().map(|&nanos| nanos as f64 / 1e6).collect(),
-                None => Vec::new(),
-            },
+            settled_seconds: event.and_then(|at| settled(&slowest_ms, at)),
+            slowest_ms,
             steal: machine.steal,
         }
     }
@@ -199,6 +223,15 @@ fn accepts(tallies: &[Tally]) -> Histogram<u64> {
         all.saturating_record_n(value, count);
     }
     all
+}
+
+/// As [`Sample::remote`], by what our program counted.
+fn chosen_remote(tallies: &[Tally]) -> Option<f64> {
+    let chosen =
+        || tallies.iter().flat_map(|it| it.chosen.iter().map(|(&cpu, &n)| (cpu, it.cpu, n)));
+    let all: u64 = chosen().map(|it| it.2).sum();
+    let remote: u64 = chosen().filter(|it| it.0 != it.1).map(|it| it.2).sum();
+    (all > 0).then(|| remote as f64 / all as f64)
 }
 
 fn flows(tallies: &[Tally]) -> Vec<Flow> {

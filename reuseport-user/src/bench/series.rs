@@ -9,12 +9,12 @@ use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
 use super::generate::schedule::derive;
 use super::interrupt::Interrupt;
 use super::mechanism::Mechanism;
-use super::record::{Cell, Record, Settings};
+use super::record::{Cell, Matrix, Record, Settings};
 use super::run::Stage;
 use super::topology::{Scene, Topology};
 use super::workload::{Pace, Workload};
 use super::{BenchError, BenchOptions};
-use super::{costs, judge};
+use super::{costs, goals, judge};
 use crate::measure::{Rng, Ticks};
 use crate::sys::clock;
 
@@ -45,15 +45,16 @@ impl<'a> Series<'a> {
     ) -> Result<(), BenchError> {
         // What cannot be written is told before anything is measured.
         save(record)?;
-        for (number, (topology, workload, load)) in wanted(&record.settings).into_iter().enumerate()
-        {
-            let scene = Scene::new(topology, &record.settings.cpus)?;
+        for (number, wanted) in wanted(&record.settings).into_iter().enumerate() {
+            let Wanted { topology, workload, load, workers, .. } = wanted;
+            let scene = Scene::new(topology, &record.settings.cpus, &self.options.bpffs)?;
             if record.cells.len() == number {
-                let pace = self.pace(&record.settings, &scene, workload, load)?;
+                let pace = self.pace(&record.settings, &scene, wanted)?;
                 let saturation = record.settings.rate.is_none().then_some(load).flatten();
                 record.cells.push(Cell {
                     topology,
                     workload,
+                    workers,
                     pace,
                     load: saturation,
                     excluded: BTreeMap::new(),
@@ -69,6 +70,7 @@ impl<'a> Series<'a> {
                     continue;
                 }
                 self.repeat(record, number, &scene, repetition)?;
+                record.goals = goals::judge(record);
                 save(record)?;
             }
         }
@@ -76,6 +78,7 @@ impl<'a> Series<'a> {
             self.progress.set_message("costs");
             let costs = costs::measure(&record.settings, self.options, self.interrupt)?;
             record.costs = Some(costs);
+            record.goals = goals::judge(record);
             save(record)?;
         }
         self.progress.finish_and_clear();
@@ -87,15 +90,14 @@ impl<'a> Series<'a> {
         &self,
         settings: &Settings,
         scene: &Scene,
-        workload: Workload,
-        load: Option<f64>,
+        Wanted { workload, load, connections, workers, .. }: Wanted,
     ) -> Result<Pace, BenchError> {
-        let closed = Pace::Closed { connections: settings.connections };
+        let closed = Pace::Closed { connections };
         let Some(load) = load else { return Ok(closed) };
         if let Some(rate) = settings.rate {
             return Ok(Pace::Open { rate });
         }
-        let mut stage = self.stage(settings, scene, workload, closed);
+        let mut stage = self.stage(settings, scene, workload, workers, closed);
         // Its shape without what happens in the middle.
         stage.workload = match workload {
             Workload::W6 | Workload::W7 => Workload::W1,
@@ -117,6 +119,7 @@ impl<'a> Series<'a> {
         settings: &'b Settings,
         scene: &'b Scene,
         workload: Workload,
+        workers: u32,
         pace: Pace,
     ) -> Stage<'b> {
         Stage {
@@ -124,6 +127,7 @@ impl<'a> Series<'a> {
             workload,
             pace,
             cpus: &settings.cpus,
+            workers,
             warmup: Duration::from_secs_f64(settings.warmup),
             duration: Duration::from_secs_f64(settings.seconds).max(workload.least()),
             bpffs: &self.options.bpffs,
@@ -141,7 +145,7 @@ impl<'a> Series<'a> {
         repetition: u32,
     ) -> Result<(), BenchError> {
         let (settings, cell) = (&record.settings, &mut record.cells[number]);
-        let stage = self.stage(settings, scene, cell.workload, cell.pace);
+        let stage = self.stage(settings, scene, cell.workload, cell.workers, cell.pace);
         // Of its own, so that a resumed bench goes on as it would have.
         let seed = derive(settings.seed, (number as u64) << 32 | u64::from(repetition));
         let mut order = settings.mechanisms.clone();
@@ -190,19 +194,46 @@ fn is_baseline(mechanism: Mechanism) -> bool {
     matches!(mechanism, Mechanism::Hash | Mechanism::HashAgain)
 }
 
-/// The cells, in order: topology, workload, and part of the saturation in an open loop.
-fn wanted(settings: &Settings) -> Vec<(Topology, Workload, Option<f64>)> {
+/// A cell to measure.
+#[derive(Clone, Copy)]
+struct Wanted {
+    topology: Topology,
+    workload: Workload,
+    /// Part of the saturation, in an open loop.
+    load: Option<f64>,
+    /// At a time, in a closed loop.
+    connections: usize,
+    /// On each CPU.
+    workers: u32,
+}
+
+/// Connections at a time, each with a worker on each CPU.
+const CONNECTIONS: [usize; 6] = [1, 4, 16, 64, 256, 1024];
+/// Workers on each CPU, beyond that one.
+const WORKERS: [u32; 3] = [2, 4, 8];
+
+/// The cells, in order.
+fn wanted(settings: &Settings) -> Vec<Wanted> {
+    let pairs: Vec<_> = if settings.matrix == Matrix::Goals {
+        goals::cells()
+    } else {
+        let with = |&topology| settings.workloads.iter().map(move |&it| (topology, it));
+        settings.topologies.iter().flat_map(with).collect()
+    };
     let mut cells = Vec::new();
-    for &topology in &settings.topologies {
-        for &workload in settings.workloads.iter().filter(|it| it.fits(topology)) {
-            if !workload.is_open() {
-                cells.push((topology, workload, None));
-            } else if settings.rate.is_some() {
-                cells.push((topology, workload, Some(1.0)));
-            } else {
-                let loads = settings.loads.iter();
-                cells.extend(loads.map(|&load| (topology, workload, Some(load))));
-            }
+    for (topology, workload) in pairs.into_iter().filter(|it| it.1.fits(it.0)) {
+        let connections = settings.connections;
+        let cell = Wanted { topology, workload, load: None, connections, workers: 1 };
+        if settings.matrix == Matrix::Series && !workload.is_open() {
+            cells.extend(CONNECTIONS.map(|connections| Wanted { connections, ..cell }));
+            cells.extend(WORKERS.map(|workers| Wanted { workers, ..cell }));
+        } else if !workload.is_open() {
+            cells.push(cell);
+        } else if settings.rate.is_some() {
+            cells.push(Wanted { load: Some(1.0), ..cell });
+        } else {
+            let loads = settings.loads.iter();
+            cells.extend(loads.map(|&load| Wanted { load: Some(load), ..cell }));
         }
     }
     cells

@@ -1,7 +1,6 @@
 //! The server process, seen from the bench: started, asked and ended.
 
 use std::ffi::OsString;
-use std::fs::File;
 use std::io::{self, BufRead as _, BufReader, Write as _};
 use std::net::SocketAddr;
 use std::os::fd::OwnedFd;
@@ -13,8 +12,8 @@ use std::time::{Duration, Instant};
 
 use super::BenchError;
 use super::protocol::{Command, Reply, Tally};
+use super::topology::Scene;
 use crate::model::Pid;
-use crate::sys::netns;
 
 /// Longest that it may take to answer: it shares its CPUs with a load at full speed.
 const ANSWER: Duration = Duration::from_secs(30);
@@ -48,16 +47,14 @@ pub(super) struct Server {
 }
 
 impl Server {
-    /// Starts one in a namespace, with a [`Command::Listen`]; returns when it listens.
+    /// Starts one in its place, with a [`Command::Listen`]; returns when it listens.
     pub(super) fn start(
         command: &ServerCommand,
-        netns: &File,
+        scene: &Scene,
         listen: &Command,
     ) -> Result<Self, BenchError> {
-        let spawned = netns::inside(netns, || spawn(command));
-        let (child, control) = spawned
-            .map_err(|error| BenchError::Topology(error.into()))?
-            .map_err(BenchError::Spawn)?;
+        let spawned = scene.inside(|| spawn(command))?;
+        let (child, control) = spawned.map_err(BenchError::Spawn)?;
         let (address, threads) = (SocketAddr::from(([0; 4], 0)), Vec::new());
         let control = Some(BufReader::new(control));
         let mut server = Self { child, control, address, threads };

@@ -2,8 +2,9 @@
 
 use std::path::PathBuf;
 
+use super::goals;
 use super::mechanism::Mechanism;
-use super::record::Settings;
+use super::record::{Matrix, Settings};
 use super::server::ServerCommand;
 use super::topology::Topology;
 use super::workload::Workload;
@@ -19,9 +20,9 @@ pub struct BenchOptions {
     pub workloads: Vec<Workload>,
     /// Mechanisms; the kernel's hash is always among them.
     pub mechanisms: Vec<Mechanism>,
-    /// How often each is measured; 15, or 5 when quick.
+    /// How often each is measured; 15, 10 of goals, 3 when quick.
     pub repetitions: Option<u32>,
-    /// Measured seconds of each run; 1, or 0.5 when quick.
+    /// Measured seconds of each run; 1, or 0.3 when quick.
     pub seconds: Option<f64>,
     /// Connections at a time in a closed loop.
     pub connections: usize,
@@ -33,6 +34,8 @@ pub struct BenchOptions {
     pub seed: Option<u64>,
     /// Gates and signs only.
     pub quick: bool,
+    /// Which cells. Those of the goals take the place of topologies and workloads, and have costs.
+    pub matrix: Matrix,
     /// Measure also what steering costs by itself.
     pub costs: bool,
     /// Where bpffs is mounted.
@@ -72,11 +75,19 @@ pub enum Wrong {
 const FEWEST: u32 = 6;
 const MOST: u32 = 1000;
 const QUICK: u32 = 3;
+/// Of so many cells, that it ends within half an hour.
+const GOALS: u32 = 10;
 
 impl BenchOptions {
     /// With the defaults in place of what was left open.
     pub(super) fn settings(&self, cpus: &CpuSet) -> Result<Settings, Wrong> {
-        let repetitions = self.repetitions.unwrap_or(if self.quick { QUICK } else { 15 });
+        let repetitions = self.repetitions.unwrap_or(if self.quick {
+            QUICK
+        } else if self.matrix == Matrix::Goals {
+            GOALS
+        } else {
+            15
+        });
         let fewest = if self.quick { 1 } else { FEWEST };
         if !(fewest..=MOST).contains(&repetitions) {
             return Err(Wrong::Repetitions(repetitions));
@@ -95,13 +106,23 @@ impl BenchOptions {
         if let Some(rate) = self.rate.filter(|rate| !(1.0..=1e6).contains(rate)) {
             return Err(Wrong::Rate(rate));
         }
-        let topologies = or(&self.topologies, &[Topology::T1, Topology::T2, Topology::T3]);
-        let workloads = or(&self.workloads, &[Workload::W1]);
+        let (topologies, workloads) = if self.matrix == Matrix::Goals {
+            let (topologies, workloads): (Vec<_>, Vec<_>) = goals::cells().into_iter().unzip();
+            (or(&topologies, &[]), or(&workloads, &[]))
+        } else {
+            let all = [Topology::T1, Topology::T2, Topology::T3];
+            // One connection arrives on every CPU in turn only where a hash spreads them.
+            let topologies =
+                or(&self.topologies, if self.matrix == Matrix::Series { &all[2..] } else { &all });
+            (topologies, or(&self.workloads, &[Workload::W1]))
+        };
         let fits = |&topology| workloads.iter().any(|workload| workload.fits(topology));
         if !topologies.iter().any(fits) {
             return Err(Wrong::Nothing);
         }
-        let mut mechanisms = or(&self.mechanisms, &Mechanism::ALL);
+        let alike: Vec<_> = Mechanism::ALL.into_iter().filter(|it| it.is_local()).collect();
+        let all = if self.matrix == Matrix::Series { &alike[..] } else { &Mechanism::ALL };
+        let mut mechanisms = or(&self.mechanisms, all);
         // What all are compared with, and what says how far two of the same lie apart.
         mechanisms.extend([Mechanism::Hash, Mechanism::HashAgain]);
         mechanisms.sort_unstable();
@@ -119,7 +140,8 @@ impl BenchOptions {
             // A JSON reader that knows only floats keeps it whole.
             seed: self.seed.unwrap_or_else(draw_seed),
             quick: self.quick,
-            costs: self.costs,
+            matrix: self.matrix,
+            costs: self.costs || self.matrix == Matrix::Goals,
             cpus: cpus.iter().take(super::generate::MOST).collect(),
         })
     }

@@ -1,13 +1,14 @@
 //! How packets reach the server, and on which CPUs: made for each run of the bench, and gone with it.
 //!
-//! Namespaces without a name, kept by a descriptor alone: they go, with their interfaces, when this
-//! process does, whatever ends it.
+//! Namespaces without a name, kept by a descriptor alone: they go, with their interfaces and with what
+//! is pinned in their BPF file system, when this process and its server do, whatever ends them.
 
 use std::fmt;
 use std::fs::{self, File};
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
 use std::os::fd::AsRawFd as _;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::str::FromStr;
 use std::sync::atomic::{AtomicU8, Ordering};
@@ -100,6 +101,15 @@ pub enum TopologyError {
     /// A namespace cannot be entered.
     #[error(transparent)]
     Netns(#[from] NetnsError),
+    /// No BPF file system can be mounted.
+    #[error("mount a BPF file system of the bench's own on {path}: {source}")]
+    Bpffs {
+        /// Where.
+        path: PathBuf,
+        /// What the kernel answered.
+        #[source]
+        source: NetnsError,
+    },
     /// A program that sets interfaces up is not there.
     #[error(
         "`{0}` is needed to set up the network and is not there: install it (Debian: iproute2 and \
@@ -144,7 +154,9 @@ pub enum TopologyError {
 #[derive(Debug)]
 pub(super) struct Scene {
     pub(super) topology: Topology,
-    pub(super) server: File,
+    server: File,
+    /// With a BPF file system of its own.
+    mounts: File,
     /// The same as the server's on loopback.
     pub(super) clients: File,
     /// Where the server listens.
@@ -161,8 +173,16 @@ const CLIENT: Ipv4Addr = Ipv4Addr::new(10, 99, 0, 2);
 
 impl Scene {
     /// Sets it up.
-    pub(super) fn new(topology: Topology, cpus: &[Cpu]) -> Result<Self, TopologyError> {
+    pub(super) fn new(
+        topology: Topology,
+        cpus: &[Cpu],
+        bpffs: &Path,
+    ) -> Result<Self, TopologyError> {
         let server = fresh()?;
+        let mounts = netns::fresh_bpffs(bpffs).map_err(|error| match error {
+            NetnsError::NotPermitted(_) => TopologyError::NotPermitted,
+            source => TopologyError::Bpffs { path: bpffs.to_owned(), source },
+        })?;
         up(&server)?;
         if !topology.is_veth() {
             let clients = server.try_clone().map_err(|source| crate::sys::SyscallError {
@@ -170,14 +190,22 @@ impl Scene {
                 source,
             })?;
             let (address, napi) = (Ipv4Addr::LOCALHOST.into(), Vec::new());
-            return Ok(Self { topology, server, clients, address, napi });
+            return Ok(Self { topology, server, mounts, clients, address, napi });
         }
         let clients = fresh()?;
         up(&clients)?;
-        let mut scene =
-            Self { topology, server, clients, address: SERVER.into(), napi: Vec::new() };
+        let (address, napi) = (SERVER.into(), Vec::new());
+        let mut scene = Self { topology, server, mounts, clients, address, napi };
         scene.connect(cpus)?;
         Ok(scene)
+    }
+
+    /// Does something where the server is.
+    pub(super) fn inside<R: Send>(
+        &self,
+        work: impl FnOnce() -> R + Send,
+    ) -> Result<R, TopologyError> {
+        Ok(netns::inside_with_mounts(&self.server, &self.mounts, work)?)
     }
 
     /// Two ends of a cable.

@@ -25,6 +25,10 @@ pub enum Workload {
     /// Datagrams back and forth: the choice is made for each.
     W5,
     /// As W1 at a fixed rate; one worker stops for a second.
+    ///
+    /// It sleeps in its thread, as workers are threads and `SIGSTOP` would stop all of them. To the
+    /// kernel and to the agent both are the same: the listener stays open and its queue fills, and
+    /// nobody accepts. Neither looks at what state a thread is in.
     W6,
     /// As W1 at a fixed rate; the server is replaced by a new process.
     W7,
@@ -150,6 +154,8 @@ impl Workload {
         match self.event() {
             Some(Event::Stall(stall)) => stall * 2,
             Some(Event::Replace | Event::Skew) => Duration::from_secs(1),
+            // A 99th percentile is made of one request in a hundred.
+            None if self.is_open() => Duration::from_secs(2),
             None => Duration::ZERO,
         }
     }
@@ -163,9 +169,6 @@ impl Workload {
             }
             (Self::W7, Mechanism::Single | Mechanism::Shared | Mechanism::HandOff) => {
                 Some("its one listener cannot be opened twice")
-            }
-            (Self::W7, Mechanism::EbpfSpill) => {
-                Some("its agent lives in the server, and two cannot keep one group")
             }
             _ => None,
         }

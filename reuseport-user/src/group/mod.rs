@@ -194,6 +194,19 @@ impl Group {
         handover::pass(held, command)
     }
 
+    /// How often the program chose each worker's listener on the first address so far, by receiving
+    /// CPU; `None` where none of ours is in force.
+    #[cfg(feature = "cli")]
+    pub(crate) fn selections(&self) -> Option<Vec<Vec<u64>>> {
+        self.steered.first()?.selections()
+    }
+
+    /// The program that steers the first address, where it is ours.
+    #[cfg(feature = "cli")]
+    pub(crate) fn program_id(&self) -> Option<u32> {
+        Some(self.steered.first()?.held.as_ref()?.pinned.program_id)
+    }
+
     /// Leaves what steers as it is, and returns the workers that are left: pins and program stay for
     /// as long as a socket of the group is open, here or elsewhere.
     pub fn persist(mut self) -> Vec<Worker> {

@@ -220,6 +220,19 @@ impl Steered {
         self.slots.iter().map(|&slot| Some(Slot { loads: Arc::clone(&loads), slot })).collect()
     }
 
+    /// How often the program chose each of our listeners so far, by receiving CPU; `None` where none of
+    /// ours is in force, or its counters cannot be read.
+    #[cfg(feature = "cli")]
+    pub(super) fn selections(&self) -> Option<Vec<Vec<u64>>> {
+        let maps = &self.held.as_ref()?.pinned.maps;
+        let of = |&slot: &u32| {
+            let mut by_cpu = Vec::new();
+            maps.selections(slot, &mut by_cpu).ok()?;
+            Some(by_cpu)
+        };
+        self.slots.iter().map(of).collect()
+    }
+
     /// Takes over from older processes of this program.
     pub(super) fn take_over(&mut self, plans: &Plans<'_>) -> Result<(), GroupError> {
         self.members.refresh()?;

@@ -2,9 +2,9 @@
 
 use std::fmt;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
-use super::Estimate;
+use super::Interval;
 
 /// What a figure should be.
 #[derive(Clone, Copy, Debug, PartialEq)]
@@ -13,10 +13,12 @@ pub enum Goal {
     AtLeast(f64),
     /// This or less.
     AtMost(f64),
+    /// From the one to the other.
+    Between(f64, f64),
 }
 
 /// How a figure stands to its goal.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Standing {
     /// The whole confidence interval is on the right side.
@@ -29,10 +31,13 @@ pub enum Standing {
 
 impl Goal {
     /// As far as the confidence interval can tell.
-    pub fn judge(self, figure: &Estimate) -> Standing {
+    pub fn judge(self, ci95: Interval) -> Standing {
         let (met, missed) = match self {
-            Self::AtLeast(limit) => (figure.ci95.low >= limit, figure.ci95.high < limit),
-            Self::AtMost(limit) => (figure.ci95.high <= limit, figure.ci95.low > limit),
+            Self::AtLeast(limit) => (ci95.low >= limit, ci95.high < limit),
+            Self::AtMost(limit) => (ci95.high <= limit, ci95.low > limit),
+            Self::Between(low, high) => {
+                (low <= ci95.low && ci95.high <= high, ci95.high < low || high < ci95.low)
+            }
         };
         match (met, missed) {
             (true, _) => Standing::Met,
@@ -47,6 +52,7 @@ impl fmt::Display for Goal {
         match self {
             Self::AtLeast(limit) => write!(f, ">= {limit}"),
             Self::AtMost(limit) => write!(f, "<= {limit}"),
+            Self::Between(low, high) => write!(f, "{low} to {high}"),
         }
     }
 }

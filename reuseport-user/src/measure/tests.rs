@@ -68,12 +68,15 @@ fn an_estimate_encloses_its_median_and_is_reproducible() {
         (Goal::AtMost(105.0), Standing::Missed),
         (Goal::AtLeast(105.0), Standing::Met),
         (Goal::AtLeast(115.0), Standing::Missed),
+        (Goal::Between(105.0, 115.0), Standing::Met),
+        (Goal::Between(111.0, 115.0), Standing::Open),
+        (Goal::Between(115.0, 116.0), Standing::Missed),
     ] {
-        assert_eq!(goal.judge(&estimate), standing, "{goal}: {estimate}");
+        assert_eq!(goal.judge(estimate.ci95), standing, "{goal}: {estimate}");
     }
     let wide = Estimate::of(&[1.0, 9.0], &mut Rng::with_seed(3)).unwrap();
     for goal in [Goal::AtMost(5.0), Goal::AtLeast(5.0)] {
-        assert_eq!(goal.judge(&wide), Standing::Open);
+        assert_eq!(goal.judge(wide.ci95), Standing::Open);
     }
     let text = serde_json::to_string(&wide).unwrap();
     assert_eq!(text, r#"{"n":2,"p10":1.8,"median":5.0,"p90":8.2,"ci95":[1.0,9.0]}"#);

@@ -1,11 +1,13 @@
-//! Network namespaces: which one a thread is in, and doing something inside another.
+//! Network namespaces: which one a thread is in, and doing something inside another. Mount namespaces,
+//! where what is done there needs a file system of its own.
 #![expect(unsafe_code, reason = "setns, unshare and mount have no safe wrappers in std")]
 
-use std::ffi::CStr;
+use std::ffi::{CStr, CString};
 use std::fs::File;
 use std::io;
 use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::linux::fs::MetadataExt as _;
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileTypeExt as _;
 use std::path::Path;
 
@@ -106,14 +108,56 @@ pub fn inside_with_sysfs<R: Send>(
     work: impl FnOnce() -> R + Send,
 ) -> Result<R, NetnsError> {
     inside(netns, || {
-        // SAFETY: takes a number; changes only this thread, which ends with the closure.
-        let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };
-        check("unshare(CLONE_NEWNS)", i64::from(result))?;
-        // Nothing that is mounted here is seen elsewhere.
-        mount(None, c"/", libc::MS_REC | libc::MS_SLAVE)?;
+        mount_unseen()?;
         mount(Some(c"sysfs"), c"/sys", 0)?;
         Ok(work())
     })?
+}
+
+/// A mount namespace of nobody, with a BPF file system of its own mounted on `path`: what is pinned
+/// there goes when nobody has the namespace open and no process is in it, whatever ended them.
+pub fn fresh_bpffs(path: &Path) -> Result<File, NetnsError> {
+    let make = || {
+        mount_unseen()?;
+        let call = "mount(bpf)";
+        let path = CString::new(path.as_os_str().as_bytes())
+            .map_err(|error| SyscallError { call, source: error.into() })?;
+        mount(Some(c"bpf"), &path, 0).map_err(|error| SyscallError { call, ..error })?;
+        let (call, own) = ("open(/proc/thread-self/ns/mnt)", "/proc/thread-self/ns/mnt");
+        File::open(own).map_err(|source| SyscallError { call, source })
+    };
+    // On a thread that ends with it.
+    let made = std::thread::scope(|scope| scope.spawn(make).join());
+    match made.unwrap_or_else(|panic| std::panic::resume_unwind(panic)) {
+        Err(error) if error.errno() == libc::EPERM => Err(NetnsError::NotPermitted(error)),
+        made => Ok(made?),
+    }
+}
+
+/// As [`inside`], and inside a mount namespace, too. The working directory is its root.
+pub fn inside_with_mounts<R: Send>(
+    netns: &File,
+    mounts: &File,
+    work: impl FnOnce() -> R + Send,
+) -> Result<R, NetnsError> {
+    inside(netns, || {
+        // The kernel refuses a thread whose root and working directory are the process's.
+        // SAFETY: takes a number; changes only this thread, which ends with the closure.
+        let result = unsafe { libc::unshare(libc::CLONE_FS) };
+        check("unshare(CLONE_FS)", i64::from(result))?;
+        // SAFETY: takes two numbers; changes only this thread, which ends with the closure.
+        let result = unsafe { libc::setns(mounts.as_raw_fd(), libc::CLONE_NEWNS) };
+        check("setns(CLONE_NEWNS)", i64::from(result))?;
+        Ok(work())
+    })?
+}
+
+/// From now on, what this thread mounts is seen by it and its children alone.
+fn mount_unseen() -> Result<(), SyscallError> {
+    // SAFETY: takes a number; changes only this thread, which ends with the caller's closure.
+    let result = unsafe { libc::unshare(libc::CLONE_NEWNS) };
+    check("unshare(CLONE_NEWNS)", i64::from(result))?;
+    mount(None, c"/", libc::MS_REC | libc::MS_SLAVE)
 }
 
 fn mount(kind: Option<&CStr>, on: &CStr, flags: libc::c_ulong) -> Result<(), SyscallError> {
@@ -139,6 +183,21 @@ mod tests {
         assert_eq!(seen, there);
         assert_eq!(inode(Path::new(OWN)).unwrap(), here);
         assert_ne!(inner, cookie(here).unwrap());
+    }
+
+    #[test]
+    fn a_bpffs_of_its_own_is_seen_inside_only_and_goes() {
+        let (netns, path) = (fresh().unwrap(), Path::new("/sys/fs/bpf"));
+        let name = path.join(format!("unseen-{}", std::process::id()));
+        let mounts = fresh_bpffs(path).unwrap();
+        let there = || inside_with_mounts(&netns, &mounts, || name.exists()).unwrap();
+        inside_with_mounts(&netns, &mounts, || std::fs::create_dir(&name)).unwrap().unwrap();
+        assert!(there() && !name.exists());
+        // Another has another.
+        let other = fresh_bpffs(path).unwrap();
+        assert!(!inside_with_mounts(&netns, &other, || name.exists()).unwrap());
+        assert!(there());
+        assert!(matches!(fresh_bpffs(Path::new("/proc/self/status")), Err(NetnsError::Syscall(_))));
     }
 
     #[test]

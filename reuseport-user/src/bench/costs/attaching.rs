@@ -3,11 +3,11 @@
 use std::net::SocketAddr;
 use std::time::{Duration, Instant};
 
+use crate::bench::agent::Spilling;
 use crate::bench::interrupt::Interrupt;
 use crate::bench::mechanism::Mechanism;
 use crate::bench::protocol::Command;
 use crate::bench::record;
-use crate::bench::serve::Spilling;
 use crate::bench::server::Server;
 use crate::bench::topology::Scene;
 use crate::bench::{BenchError, BenchOptions};
@@ -41,7 +41,7 @@ impl Attaching<'_> {
             cpus: self.settings.cpus.clone(),
             bpffs: self.options.bpffs.clone(),
         };
-        Server::start(&self.options.server, &self.scene.server, &listen)
+        Server::start(&self.options.server, self.scene, &listen)
     }
 
     fn target(server: &Server) -> Target {
@@ -74,7 +74,7 @@ impl Attaching<'_> {
             }
             Ok(())
         };
-        self.inside(work)?.map_err(|error| failed("attach and detach", &error))?;
+        self.scene.inside(work)?.map_err(|error| failed("attach and detach", &error))?;
         self.interrupt.check()?;
         let estimates = Estimate::of(&on, rng).zip(Estimate::of(&off, rng));
         estimates.ok_or_else(|| failed("attach and detach", &"nothing was measured"))
@@ -85,11 +85,10 @@ impl Attaching<'_> {
     pub(super) fn healing(&self, rng: &mut Rng) -> Result<Option<Estimate>, BenchError> {
         let server = self.serve(0)?;
         let (target, settings) = (Self::target(&server), self.steering());
-        let spilling = self.inside(|| Spilling::start(server.address, &self.options.bpffs))?;
-        let spilling = spilling.map_err(|error| failed("agent", &error))?;
+        let spilling = Spilling::start(self.scene, server.address, &self.options.bpffs)?;
         let healed = self.heal(&server, &spilling);
-        let stopped = spilling.stop().map_err(|error| failed("agent", &error));
-        let detached = self.inside(|| detach(&target, &settings))?;
+        let stopped = spilling.stop();
+        let detached = self.scene.inside(|| detach(&target, &settings))?;
         let times = healed?;
         stopped?;
         detached.map_err(|error| failed("detach", &error))?;
@@ -126,10 +125,6 @@ impl Attaching<'_> {
             std::thread::sleep(Duration::from_millis(1));
         }
         Ok(None)
-    }
-
-    fn inside<R: Send>(&self, work: impl FnOnce() -> R + Send) -> Result<R, BenchError> {
-        netns::inside(&self.scene.server, work).map_err(|error| BenchError::Topology(error.into()))
     }
 }
 

@@ -62,11 +62,12 @@ struct Client<'a> {
 pub(super) fn run(job: &Job<'_>) -> Result<Seen, SyscallError> {
     let plan = job.plan;
     let seed = derive(plan.seed, job.place as u64);
-    let now = clock::monotonic();
+    // Not from when this thread came to run: what was due before it did is late.
+    let start = job.window.begin.saturating_sub(plan.warmup);
     let mut client = Client {
         job,
         epoll: Epoll::new()?,
-        schedule: Schedule::new(plan.pace, plan.clients.len(), now, seed),
+        schedule: Schedule::new(plan.pace, plan.clients.len(), start, seed),
         address: SockAddr::from(plan.address),
         connections: Vec::new(),
         free: Vec::new(),

@@ -36,7 +36,12 @@ fn serve(delay: Duration, stall: Option<(Duration, Duration)>) -> SocketAddr {
 
 fn load(address: SocketAddr, pace: Pace) -> Seen {
     let cpu = crate::sys::sched::affinity(0).unwrap().first().unwrap();
-    let plan = Plan {
+    let plan = plan(address, cpu, pace);
+    run(&plan, window(&plan), &Arc::default()).unwrap()
+}
+
+fn plan(address: SocketAddr, cpu: Cpu, pace: Pace) -> Plan {
+    Plan {
         address,
         udp: false,
         clients: vec![cpu],
@@ -47,8 +52,7 @@ fn load(address: SocketAddr, pace: Pace) -> Seen {
         duration: Duration::from_millis(1500),
         seed: 1,
         skew: false,
-    };
-    run(&plan, window(&plan), &Arc::default()).unwrap()
+    }
 }
 
 /// The stall of a server, as an open loop and a closed loop tell of it: half a second of the requests
@@ -69,6 +73,18 @@ fn what_a_stall_delays_is_counted_in_an_open_loop_only() {
     assert!(closed.errors.is_empty(), "{:?}", closed.errors);
     assert!(closed.stuck < 100, "a closed loop hides it: {}", closed.stuck);
     assert!(closed.latency.max() >= 450_000_000, "{}", closed.latency.max());
+}
+
+/// A client that comes to run late makes all that was due meanwhile, and counts it as late as it is.
+#[test]
+fn a_late_client_owes_what_was_due_before_it_ran() {
+    let cpu = crate::sys::sched::affinity(0).unwrap().first().unwrap();
+    let plan = plan(serve(Duration::ZERO, None), cpu, Pace::Open { rate: 1000.0 });
+    let window = window(&plan);
+    thread::sleep(plan.warmup + Duration::from_millis(400));
+    let seen = run(&plan, window, &Arc::default()).unwrap();
+    assert!((1300..1700).contains(&seen.latency.len()), "{}", seen.latency.len());
+    assert!(seen.stuck >= 250, "{}", seen.stuck);
 }
 
 #[test]

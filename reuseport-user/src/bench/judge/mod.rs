@@ -10,7 +10,7 @@ use crate::measure::{Estimate, Rng, Spread};
 
 mod gates;
 #[cfg(test)]
-mod tests;
+pub(super) mod tests;
 
 pub use gates::Gate;
 
@@ -47,6 +47,10 @@ pub struct Figures {
     pub cpu_us: Option<Spread>,
     /// Requests that took longer than 100 ms, or were never answered.
     pub stuck: Spread,
+    /// Seconds until what happened in the middle of the runs was over; `None` where it was not in half
+    /// of them, or nothing happens.
+    #[serde(default)]
+    pub settled_seconds: Option<Spread>,
     /// Failures, all runs together.
     pub failed: u64,
     /// Of each pair, this / hash.
@@ -155,7 +159,7 @@ fn figures(cell: &Cell, mechanism: Mechanism, rng: &mut Rng) -> Option<Figures> 
         Spread::of(&samples.iter().filter_map(|sample| figure(sample)).collect::<Vec<_>>())
     };
     let mut ratio = |figure: &dyn Fn(&Sample) -> f64| {
-        let pairs = pairs(cell, mechanism, figure);
+        let pairs = pairs(cell, mechanism, Mechanism::Hash, figure);
         if pairs.is_empty() { None } else { Estimate::of(&pairs, rng) }
     };
     let ratios = Ratios {
@@ -176,9 +180,16 @@ fn figures(cell: &Cell, mechanism: Mechanism, rng: &mut Rng) -> Option<Figures> 
         imbalance: known(&imbalance),
         cpu_us: known(&|it| it.cpu_us),
         stuck: spread(&|it| it.stuck as f64)?,
+        settled_seconds: settled_seconds(&samples),
         failed: samples.iter().map(|sample| sample.failed()).sum(),
         ratios,
     })
+}
+
+/// A run in which it was not over counts as endless.
+fn settled_seconds(samples: &[&Sample]) -> Option<Spread> {
+    let known: Vec<f64> = samples.iter().filter_map(|it| it.settled_seconds).collect();
+    if known.len() * 2 > samples.len() { Spread::of(&known) } else { None }
 }
 
 /// The samples of a mechanism.
@@ -186,12 +197,17 @@ fn of(cell: &Cell, mechanism: Mechanism) -> impl Iterator<Item = &Sample> {
     cell.samples.iter().filter(move |sample| sample.mechanism == mechanism)
 }
 
-/// A figure by the hash's of the same repetition, where that is more than nothing.
-fn pairs(cell: &Cell, mechanism: Mechanism, figure: &dyn Fn(&Sample) -> f64) -> Vec<f64> {
-    let hash = |repetition| of(cell, Mechanism::Hash).find(|it| it.repetition == repetition);
+/// A figure by the other mechanism's of the same repetition, where that is more than nothing.
+pub(super) fn pairs(
+    cell: &Cell,
+    mechanism: Mechanism,
+    base: Mechanism,
+    figure: &dyn Fn(&Sample) -> f64,
+) -> Vec<f64> {
+    let other = |repetition| of(cell, base).find(|it| it.repetition == repetition);
     of(cell, mechanism)
         .filter_map(|sample| {
-            let base = figure(hash(sample.repetition)?);
+            let base = figure(other(sample.repetition)?);
             let ratio = figure(sample) / base;
             (base > 0.0 && ratio.is_finite()).then_some(ratio)
         })

@@ -1,10 +1,10 @@
 use std::collections::BTreeMap;
 
 use super::*;
-use crate::bench::record::{Flow, Quantiles};
+use crate::bench::record::{Flow, Matrix, Quantiles};
 use crate::bench::topology::Topology;
 
-fn settings() -> Settings {
+pub(in crate::bench) fn settings() -> Settings {
     Settings {
         topologies: vec![Topology::T1],
         workloads: vec![Workload::W1],
@@ -17,6 +17,7 @@ fn settings() -> Settings {
         rate: None,
         seed: 1,
         quick: false,
+        matrix: Matrix::All,
         costs: false,
         cpus: vec![0, 1],
     }
@@ -37,6 +38,8 @@ fn sample(mechanism: Mechanism, repetition: u32, rate: f64, remote: f64) -> Samp
         latency: quantiles,
         curve: Vec::new(),
         accept: quantiles,
+        chosen_remote: (mechanism == Mechanism::Ebpf).then_some(remote),
+        settled_seconds: None,
         flows: vec![flow(0, 0), flow(0, 1), flow(1, 0), flow(1, 1)],
         cpu_us: Some(2e6 / rate),
         napi_seconds: 0.0,
@@ -49,7 +52,7 @@ fn sample(mechanism: Mechanism, repetition: u32, rate: f64, remote: f64) -> Samp
 }
 
 /// As a quiet machine with a gain of 8 % gives it, with 0.5 % of noise.
-fn cell() -> Cell {
+pub(in crate::bench) fn cell() -> Cell {
     let mut samples = Vec::new();
     for repetition in 0..15 {
         let noise =
@@ -69,6 +72,7 @@ fn cell() -> Cell {
     Cell {
         topology: Topology::T1,
         workload: Workload::W1,
+        workers: 1,
         pace: Pace::Closed { connections: 16 },
         load: None,
         excluded: BTreeMap::new(),
@@ -91,12 +95,16 @@ fn a_quiet_machine_gives_a_figure() {
 #[test]
 fn each_thing_that_is_wrong_is_told() {
     type Spoil = fn(&mut Cell);
-    let cases: [(&str, bool, Spoil); 9] = [
+    let cases: [(&str, bool, Spoil); 10] = [
         ("nothing else runs", true, |cell| cell.background = vec![0.3; 15]),
         ("the hypervisor gives", true, |cell| {
             cell.samples.iter_mut().for_each(|it| it.steal = 0.02);
         }),
         ("every request is answered", false, |cell| cell.samples[3].unanswered = 1),
+        ("ebpf: socket and program agree", false, |cell| {
+            let ours = cell.samples.iter_mut().filter(|it| it.mechanism == Mechanism::Ebpf);
+            ours.for_each(|it| it.chosen_remote = Some(0.02));
+        }),
         ("ebpf serves where it receives", false, |cell| {
             cell.samples[4] = sample(Mechanism::Ebpf, 0, 30_000.0, 0.02);
         }),

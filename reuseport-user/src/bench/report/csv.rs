@@ -4,10 +4,12 @@ use super::super::judge::Verdict;
 use super::super::record::{Record, RecordError, Sample};
 use super::super::workload::Pace;
 
-const HEADS: [&str; 25] = [
+const HEADS: [&str; 28] = [
     "topology",
     "workload",
     "open_rate",
+    "connections_at_a_time",
+    "workers_per_cpu",
     "mechanism",
     "repetition",
     "position",
@@ -22,6 +24,7 @@ const HEADS: [&str; 25] = [
     "accept_p99_us",
     "connections",
     "remote",
+    "chosen_remote",
     "cpu_us",
     "napi_seconds",
     "failed",
@@ -38,14 +41,15 @@ pub fn to_csv(record: &Record) -> Result<Vec<u8>, RecordError> {
     let of = |error: csv::Error| RecordError::Draw(error.to_string());
     out.write_record(HEADS).map_err(of)?;
     for cell in &record.cells {
-        let rate = match cell.pace {
-            Pace::Open { rate } => rate.to_string(),
-            Pace::Closed { .. } => String::new(),
+        let (rate, connections) = match cell.pace {
+            Pace::Open { rate } => (rate.to_string(), String::new()),
+            Pace::Closed { connections } => (String::new(), connections.to_string()),
         };
         let conclusive = cell.verdict.as_ref().is_some_and(Verdict::is_conclusive);
         for sample in &cell.samples {
             let background = cell.background.get(sample.repetition as usize);
             let mut line = vec![cell.topology.to_string(), cell.workload.to_string(), rate.clone()];
+            line.extend([connections.clone(), cell.workers.to_string()]);
             line.extend(fields(sample));
             line.push(background.map(f64::to_string).unwrap_or_default());
             line.extend([conclusive.to_string(), record.settings.seed.to_string()]);
@@ -67,7 +71,7 @@ fn fields(sample: &Sample) -> Vec<String> {
     fields.extend(numbers.map(|it| it.to_string()));
     fields.extend([accept.p50, accept.p99].map(|it| it.to_string()));
     fields.push(sample.connections().to_string());
-    let known = [sample.remote(), sample.cpu_us];
+    let known = [sample.remote(), sample.chosen_remote, sample.cpu_us];
     fields.extend(known.map(|it| it.map(|it| it.to_string()).unwrap_or_default()));
     fields.push(sample.napi_seconds.to_string());
     fields.extend([sample.failed(), sample.stuck].map(|it| it.to_string()));

@@ -4,10 +4,11 @@ use askama::Template;
 
 use super::plots;
 use crate::bench::costs::{Costs, Selection};
+use crate::bench::goals::Outcome;
 use crate::bench::judge::{Figures, Gate, Headline};
 use crate::bench::record::{Cell, Record, RecordError};
 use crate::bench::workload::Pace;
-use crate::measure::Estimate;
+use crate::measure::{Estimate, Standing};
 
 /// What `page.html` is filled with.
 #[derive(Template)]
@@ -17,12 +18,20 @@ struct Page<'a> {
     mechanisms: String,
     cells: Vec<Part<'a>>,
     costs: Option<Spent>,
+    goals: Vec<Aim<'a>>,
+}
+
+/// One goal.
+struct Aim<'a> {
+    outcome: &'a Outcome,
+    found: String,
+    standing: &'static str,
 }
 
 /// What steering costs by itself.
 struct Spent {
     plot: String,
-    rows: Vec<[String; 6]>,
+    rows: Vec<[String; 7]>,
     attach: String,
     detach: String,
     heal: String,
@@ -41,6 +50,7 @@ struct Part<'a> {
     latencies: String,
     locality: String,
     over_time: String,
+    settled: String,
 }
 
 /// One line of a cell's table.
@@ -64,8 +74,22 @@ pub fn to_html(record: &Record) -> Result<String, RecordError> {
     let cells: Result<Vec<_>, _> = cells.map(|cell| part(record, cell)).collect();
     let names: Vec<_> = record.settings.mechanisms.iter().map(|it| it.name()).collect();
     let costs = record.costs.as_ref().map(spent).transpose()?;
-    let page = Page { record, mechanisms: names.join(", "), cells: cells?, costs };
+    let page = Page {
+        record,
+        mechanisms: names.join(", "),
+        cells: cells?,
+        costs,
+        goals: record.goals.iter().map(aim).collect(),
+    };
     page.render().map_err(|error| RecordError::Draw(error.to_string()))
+}
+
+fn aim(outcome: &Outcome) -> Aim<'_> {
+    Aim {
+        outcome,
+        found: outcome.found.map_or_else(|| "–".to_owned(), |found| found.to_string()),
+        standing: outcome.standing.map_or("not judged", Standing::as_str),
+    }
 }
 
 fn spent(costs: &Costs) -> Result<Spent, RecordError> {
@@ -76,6 +100,7 @@ fn spent(costs: &Costs) -> Result<Spent, RecordError> {
             it.mechanism.name().to_owned(),
             it.sockets.to_string(),
             format!("{:.0} [{:.0}, {:.0}]", ns.median(), ns.ci95.low, ns.ci95.high),
+            it.program_ns.map_or_else(|| "–".to_owned(), |ns| format!("{ns:.0}")),
             format!("{:.1}", it.setup_ms),
             (it.memory_bytes / 1024).to_string(),
         ]
@@ -98,10 +123,17 @@ fn part<'a>(record: &Record, cell: &'a Cell) -> Result<Part<'a>, RecordError> {
     };
     let headline = Headline::of(cell);
     let pace = match cell.pace {
+        Pace::Closed { connections } if cell.workers > 1 => {
+            format!("{connections} at a time, {} workers per CPU", cell.workers)
+        }
         Pace::Closed { connections } => format!("{connections} at a time"),
         Pace::Open { rate } => format!("{rate:.0} requests/s at random times"),
     };
+    let settled =
+        |it: &Figures| Some(format!("{} {:.1} s", it.mechanism, it.settled_seconds?.median));
+    let settled: Vec<String> = verdict.figures.iter().filter_map(settled).collect();
     Ok(Part {
+        settled: settled.join(", "),
         cell,
         headline: headline.title(),
         pace,

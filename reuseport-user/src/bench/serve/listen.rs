@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use socket2::{Domain, Socket, Type};
 
-use super::agent::Spilling;
 use super::worker::{Handle, Source, Spec};
 use super::{ServeError, during};
 use crate::bench::mechanism::Mechanism;
@@ -41,9 +40,9 @@ pub(super) struct Served {
     address: SocketAddr,
     workers: Vec<Handle>,
     acceptor: Option<(Pid, JoinHandle<io::Error>)>,
-    /// Before the group: it ends first.
-    spilling: Option<Spilling>,
     group: Option<Group>,
+    /// By worker and CPU, what our program had counted when tallies were taken last.
+    chosen: Vec<Vec<u64>>,
 }
 
 impl Served {
@@ -57,7 +56,7 @@ impl Served {
     }
 
     fn of(address: SocketAddr, workers: Vec<Handle>) -> Self {
-        Self { address, workers, acceptor: None, spilling: None, group: None }
+        Self { address, workers, acceptor: None, group: None, chosen: Vec::new() }
     }
 
     /// One socket, for one or for all.
@@ -126,11 +125,7 @@ impl Served {
             };
             workers.push(Handle::start(Spec { runs_on, source, exclusive: false })?);
         }
-        let spilling = match what.mechanism {
-            Mechanism::EbpfSpill => Some(Spilling::start(address, &what.bpffs)?),
-            _ => None,
-        };
-        Ok(Self { spilling, group: Some(group), ..Self::of(address, workers) })
+        Ok(Self { group: Some(group), ..Self::of(address, workers) })
     }
 
     pub(super) fn address(&self) -> SocketAddr {
@@ -143,8 +138,19 @@ impl Served {
         workers.chain(self.acceptor.as_ref().map(|it| it.0)).collect()
     }
 
-    pub(super) fn take_tallies(&self) -> Vec<Tally> {
-        self.workers.iter().map(Handle::take_tally).collect()
+    /// What was seen since the last time.
+    pub(super) fn take_tallies(&mut self) -> Vec<Tally> {
+        let mut tallies: Vec<Tally> = self.workers.iter().map(Handle::take_tally).collect();
+        let chosen = self.group.as_ref().and_then(Group::selections).unwrap_or_default();
+        for (place, (tally, by_cpu)) in tallies.iter_mut().zip(&chosen).enumerate() {
+            let before =
+                |cpu: usize| *self.chosen.get(place).and_then(|it| it.get(cpu)).unwrap_or(&0);
+            let since =
+                by_cpu.iter().enumerate().map(|(cpu, &now)| (cpu as Cpu, now - before(cpu)));
+            tally.chosen = since.filter(|&(_, count)| count > 0).collect();
+        }
+        self.chosen = chosen;
+        tallies
     }
 
     pub(super) fn stall(&self, worker: usize, lasts: Duration) {
@@ -159,7 +165,7 @@ impl Served {
         if let Some((_, thread)) = self.acceptor.take_if(|it| it.1.is_finished()) {
             return Err(thread.join().map_or(ServeError::Panicked, during("accept")));
         }
-        self.spilling.as_mut().map_or(Ok(()), Spilling::check)
+        Ok(())
     }
 
     /// Sends new connections elsewhere, where the mechanism can, and waits for those that are here
@@ -180,14 +186,13 @@ impl Served {
     }
 
     pub(super) fn stop(self) -> Result<(), ServeError> {
-        let Self { workers, spilling, group, .. } = self;
-        let ended = spilling.map_or(Ok(()), Spilling::stop);
+        let Self { workers, group, .. } = self;
         // While its sockets are open.
         drop(group);
         for worker in workers {
             worker.stop()?;
         }
-        ended
+        Ok(())
     }
 }
 

@@ -14,11 +14,9 @@ use crate::group::GroupError;
 use crate::rungs::Why;
 use crate::sys::SyscallError;
 
-mod agent;
 mod listen;
 mod worker;
 
-pub(super) use agent::Spilling;
 use listen::Served;
 
 /// Why the server ended early.
@@ -51,9 +49,6 @@ pub enum ServeError {
     /// A listener is missing: a bug.
     #[error(transparent)]
     Take(#[from] crate::group::TakeError),
-    /// The agent ended.
-    #[error("the agent: {0}")]
-    Agent(String),
     /// A thread panicked: a bug.
     #[error("a worker thread panicked")]
     Panicked,

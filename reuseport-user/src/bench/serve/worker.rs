@@ -114,7 +114,7 @@ impl Handle {
         let seen = std::mem::replace(&mut *seen, Seen::new());
         let accept = seen.accept.iter_recorded();
         let accept = accept.map(|it| (it.value_iterated_to(), it.count_at_value())).collect();
-        Tally { cpu: self.runs_on, received: seen.received, accept }
+        Tally { cpu: self.runs_on, received: seen.received, accept, ..Tally::default() }
     }
 
     pub(super) fn stall(&self, lasts: Duration) {

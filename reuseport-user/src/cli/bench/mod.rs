@@ -9,6 +9,7 @@ use anyhow::Result;
 use super::args::CommonArgs;
 use super::output::to_json;
 use crate::bench::judge::Gate;
+use crate::bench::record::Matrix;
 use crate::bench::{
     self, BenchError, BenchOptions, Mechanism, Record, RecordError, Topology, Workload, report,
 };
@@ -22,6 +23,7 @@ mod text;
 /// it says "inconclusive" and why, in place of a figure. Needs root, two CPUs, and for the
 /// topologies t3 to t5 the programs `ip` and `ethtool`.
 #[derive(Debug, clap::Args)]
+#[expect(clippy::struct_excessive_bools, reason = "each is a flag of the command line")]
 #[command(after_long_help = "\
 Topologies: how packets arrive
   t1  loopback, clients on every CPU
@@ -44,6 +46,7 @@ Examples:
   reuseport-steer bench --quick
   reuseport-steer bench --topology t1,t3 --workload w1,w4 --output results
   reuseport-steer bench --workload w2 --topology t2 --load 0.2,0.5,0.8 --output skew
+  reuseport-steer bench --goals --output published    # all that is claimed; half an hour
   reuseport-steer bench --resume results/bench.json")]
 pub(super) struct Args {
     /// How packets arrive [default: t1,t2,t3]
@@ -55,10 +58,10 @@ pub(super) struct Args {
     /// What is compared; hash and hash-again always are [default: all]
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     mechanism: Vec<Mechanism>,
-    /// How often each is measured [default: 15; quick: 3]
+    /// How often each is measured [default: 15; quick: 3; goals: 10]
     #[arg(long, value_name = "N")]
     repetitions: Option<u32>,
-    /// Measured seconds of each run [default: 1; quick: 0.3]
+    /// Measured seconds of each run; 2 at least of w2, w3 and w6 [default: 1; quick: 0.3]
     #[arg(long, value_name = "SECONDS")]
     seconds: Option<f64>,
     /// Connections at a time, where they come as fast as it goes
@@ -76,6 +79,12 @@ pub(super) struct Args {
     /// Check gates and signs only, in short; quote no figure of it
     #[arg(long)]
     quick: bool,
+    /// Measure what the goals of the project are about, costs included, and say which are met
+    #[arg(long, conflicts_with_all = ["topology", "workload", "load", "rate"])]
+    goals: bool,
+    /// By connections at a time, 1 to 1024, and by workers on each CPU, 1 to 8; on t3 unless told
+    #[arg(long, conflicts_with_all = ["goals", "connections"])]
+    series: bool,
     /// Measure also what a selection costs in groups of up to 4096 sockets, memory, attach and detach
     #[arg(long)]
     costs: bool,
@@ -87,7 +96,7 @@ pub(super) struct Args {
         long,
         value_name = "FILE",
         conflicts_with_all = ["topology", "workload", "mechanism", "repetitions", "seconds", "load",
-                              "rate", "seed", "quick", "costs", "output", "connections"]
+                              "rate", "seed", "quick", "goals", "series", "costs", "output", "connections"]
     )]
     resume: Option<PathBuf>,
     #[command(flatten)]
@@ -161,6 +170,11 @@ impl Args {
             rate: self.rate,
             seed: self.seed,
             quick: self.quick,
+            matrix: match (self.goals, self.series) {
+                (true, _) => Matrix::Goals,
+                (_, true) => Matrix::Series,
+                _ => Matrix::All,
+            },
             costs: self.costs,
             bpffs: self.common.settings().bpffs,
             progress: std::io::stderr().is_terminal(),

@@ -6,11 +6,12 @@ use std::path::Path;
 use super::super::output::{BOLD, table};
 use crate::bench::Record;
 use crate::bench::costs::{Costs, Selection};
+use crate::bench::goals::Outcome;
 use crate::bench::judge::{Figures, Headline, Verdict};
 use crate::bench::mechanism::Mechanism;
 use crate::bench::record::Cell;
 use crate::bench::workload::Pace;
-use crate::measure::Estimate;
+use crate::measure::{Estimate, Standing};
 
 pub(super) fn print_into(out: &mut impl Write, record: &Record) -> io::Result<()> {
     let (settings, machine) = (&record.settings, &record.environment);
@@ -29,18 +30,41 @@ pub(super) fn print_into(out: &mut impl Write, record: &Record) -> io::Result<()
             print_cell(out, cell, verdict)?;
         }
     }
-    record.costs.as_ref().map_or(Ok(()), |costs| print_costs(out, costs))
+    if let Some(costs) = &record.costs {
+        print_costs(out, costs)?;
+    }
+    print_goals(out, &record.goals)
+}
+
+fn print_goals(out: &mut impl Write, goals: &[Outcome]) -> io::Result<()> {
+    if goals.is_empty() {
+        return Ok(());
+    }
+    writeln!(out, "\n{BOLD}goals{BOLD:#}  set in advance; a star: not to be quoted, see its cell")?;
+    let line = |it: &Outcome| {
+        let star = if it.inconclusive_because.is_empty() { "" } else { " *" };
+        vec![
+            it.cell.clone(),
+            it.what.clone(),
+            it.wanted.clone(),
+            it.found.map_or_else(|| "-".to_owned(), |found| found.to_string()),
+            format!("{}{star}", it.standing.map_or("not judged", Standing::as_str)),
+        ]
+    };
+    let heads = ["CELL", "FIGURE", "GOAL", "FOUND [95 % CI]", ""];
+    table(out, &heads, goals.iter().map(line).collect())
 }
 
 fn print_costs(out: &mut impl Write, costs: &Costs) -> io::Result<()> {
     writeln!(out, "\n{BOLD}costs{BOLD:#}  of a selection, beyond that by the kernel's hash")?;
-    let heads = ["SOCKETS", "MECHANISM", "NS [95 % CI]", "SET-UP ms", "MAPS KiB"];
+    let heads = ["SOCKETS", "MECHANISM", "NS [95 % CI]", "PROGRAM NS", "SET-UP ms", "MAPS KiB"];
     let line = |it: &Selection| {
         let ns = &it.nanoseconds;
         vec![
             it.sockets.to_string(),
             it.mechanism.to_string(),
             format!("{:.0} [{:.0}..{:.0}]", ns.median(), ns.ci95.low, ns.ci95.high),
+            it.program_ns.map_or_else(|| "-".to_owned(), |ns| format!("{ns:.0}")),
             format!("{:.1}", it.setup_ms),
             (it.memory_bytes / 1024).to_string(),
         ]
@@ -84,6 +108,14 @@ fn print_cell(out: &mut impl Write, cell: &Cell, verdict: &Verdict) -> io::Resul
     }
     let failed = verdict.gates.iter().filter(|gate| !gate.passed).count();
     writeln!(out, "  gates: {} passed, {failed} failed", verdict.gates.len() - failed)?;
+    let settled = |it: &Figures| {
+        let seconds = it.settled_seconds?;
+        Some(format!("{} {:.1} s", it.mechanism, seconds.median))
+    };
+    let settled: Vec<String> = verdict.figures.iter().filter_map(settled).collect();
+    if !settled.is_empty() {
+        writeln!(out, "  as fast as before after: {}", settled.join(", "))?;
+    }
     for conclusion in conclusions(headline, verdict) {
         writeln!(out, "  {conclusion}")?;
     }
@@ -92,6 +124,9 @@ fn print_cell(out: &mut impl Write, cell: &Cell, verdict: &Verdict) -> io::Resul
 
 fn pace(cell: &Cell) -> String {
     match (cell.pace, cell.load) {
+        (Pace::Closed { connections }, _) if cell.workers > 1 => {
+            format!("{connections} at a time, {} workers per CPU", cell.workers)
+        }
         (Pace::Closed { connections }, _) => format!("{connections} at a time"),
         (Pace::Open { rate }, None) => format!("{rate:.0}/s"),
         (Pace::Open { rate }, Some(load)) => {

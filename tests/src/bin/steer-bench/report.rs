@@ -69,7 +69,7 @@ impl Report {
         }
         let mut verdict_text = String::new();
         if let Some(goal) = goal {
-            let verdict = goal.judge(spread);
+            let verdict = goal.judge(spread.ci95);
             let judged = !self.quick || binding(goal, self.quick);
             let verdict_is = if judged { verdict.as_str() } else { "not judged when quick" };
             verdict_text = format!("  goal {goal}: {verdict_is}");
