@@ -6,6 +6,9 @@
 //! serve again when a newcomer dies young. One that still listens after the time a takeover may take
 //! was not to be replaced at all: there are more workers from then on.
 //!
+//! A server may say itself who of it stands by: who is not ready yet, whom it took over from. That is
+//! its to say, and left as it is while others serve ([`Generations::on_their_word`]).
+//!
 //! A deploy whose workers are of other classes, or more or fewer, is told by the group as a whole
 //! ([`deploy`]).
 //!
@@ -94,6 +97,8 @@ struct Known {
     part: Part,
     /// Since when it stands by.
     waits: Option<Duration>,
+    /// Since when it stands by because somebody else said so.
+    told: Option<Duration>,
 }
 
 impl Generations {
@@ -135,8 +140,9 @@ impl Generations {
         for member in members {
             self.follow(member);
         }
-        let theirs = |member: &&Member| member.part != Part::Out;
-        let ours: Vec<&Member> = members.iter().filter(theirs).collect();
+        let told = self.on_their_word(now, members);
+        let ours = members.iter().filter(|it| it.part != Part::Out && !told.contains(&it.cookie));
+        let ours: Vec<&Member> = ours.collect();
         let mut by_class: BTreeMap<&Class, Vec<&Member>> = BTreeMap::new();
         for &member in &ours {
             by_class.entry(&member.class).or_default().push(member);
@@ -144,7 +150,7 @@ impl Generations {
         self.forget_classes(now, &by_class);
         self.end_deploy(now, &ours, &by_class);
         let mut verdict = Verdict::default();
-        self.rests = true;
+        self.rests = told.is_empty();
         for (class, members) in &mut by_class {
             // The newest first.
             members.sort_by_key(|member| (Reverse(member.started), member.cookie));
@@ -170,17 +176,41 @@ impl Generations {
             let waits = verdict.stand_by.contains(&member.cookie);
             match member.part {
                 Part::Serves if waits => verdict.superseded.push(member.cookie),
-                Part::StandsBy if !waits => verdict.restored.push(member.cookie),
+                Part::StandsBy if !waits && !told.contains(&member.cookie) => {
+                    verdict.restored.push(member.cookie);
+                }
                 _ => {}
             }
             let usual = self.classes.get(&member.class).and_then(|usual| usual.count);
             if let Some(known) = self.known.get_mut(&member.cookie) {
                 known.counted = usual.is_some() && !waits;
                 known.waits = waits.then(|| known.waits.unwrap_or(now));
+                known.told = told.contains(&member.cookie).then(|| known.told.unwrap_or(now));
                 known.part = member.part;
             }
         }
         verdict
+    }
+
+    /// Who stands by because the server said so, not we: for as long as a takeover may take, while
+    /// anybody serves. Its workers may not have got their CPUs yet, and be in no class of the others;
+    /// where a newer one of the same class serves, it is as if we had said it. What the first look
+    /// shows may be another agent's word, and is judged as our own.
+    fn on_their_word(&self, now: Duration, members: &[Member]) -> BTreeSet<u64> {
+        let serving = || members.iter().filter(|member| member.part == Part::Serves);
+        if self.first || serving().next().is_none() {
+            return BTreeSet::new();
+        }
+        let told = |member: &&Member| {
+            let Some(known) = self.known.get(&member.cookie) else { return false };
+            let overdue = known.told.is_some_and(|since| now.saturating_sub(since) >= self.timeout);
+            let newer = |it: &Member| it.class == member.class && it.started > member.started;
+            member.part == Part::StandsBy
+                && known.waits.is_none()
+                && !overdue
+                && !serving().any(newer)
+        };
+        members.iter().filter(told).map(|member| member.cookie).collect()
     }
 
     /// A class that nobody is of is forgotten when it has been for long.
@@ -240,7 +270,7 @@ impl Generations {
     fn follow(&mut self, member: &Member) {
         let class = member.class.clone();
         let Some(known) = self.known.get_mut(&member.cookie) else {
-            let known = Known { class, counted: false, part: member.part, waits: None };
+            let known = Known { class, counted: false, part: member.part, waits: None, told: None };
             self.known.insert(member.cookie, known);
             return;
         };

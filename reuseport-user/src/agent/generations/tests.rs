@@ -49,11 +49,17 @@ impl Group {
         self.now += Duration::from_secs(seconds);
         let members: Vec<Member> = self.there.values().cloned().collect();
         let verdict = self.generations.observe(self.now, &members);
-        for member in self.there.values_mut().filter(|member| member.part != Part::Out) {
-            let waits = verdict.stand_by.contains(&member.cookie);
-            member.part = if waits { Part::StandsBy } else { Part::Serves };
+        for cookie in &verdict.superseded {
+            self.tell(*cookie, Part::StandsBy);
+        }
+        for cookie in &verdict.restored {
+            self.tell(*cookie, Part::Serves);
         }
         verdict
+    }
+
+    fn tell(&mut self, cookie: u64, part: Part) {
+        self.there.get_mut(&cookie).unwrap().part = part;
     }
 
     fn waiting(&self) -> Vec<u64> {
@@ -75,6 +81,47 @@ fn a_newcomer_takes_over_and_gives_back_when_it_dies_young() {
     assert_eq!(group.wait(0).superseded, [1]);
     group.leave(1);
     assert_eq!(group.wait(0), Verdict::default());
+}
+
+/// A server of the library: its listeners stand by until it is ready, and their threads are given
+/// their CPUs later.
+#[test]
+fn what_a_server_says_of_its_own_is_left_as_it_is() {
+    let taken_over = || {
+        let mut group = Group::settled(&[(1, 0), (2, 1)]);
+        for cookie in [3, 4] {
+            group.deploy(cookie);
+            group.tell(cookie, Part::StandsBy);
+        }
+        assert_eq!(group.wait(1), Verdict::default(), "not ready yet");
+        assert!(!group.generations.is_at_rest());
+        for (old, new) in [(1, 3), (2, 4)] {
+            group.tell(new, Part::Serves);
+            group.tell(old, Part::StandsBy);
+        }
+        assert_eq!(group.wait(0), Verdict::default(), "took over");
+        group
+    };
+    let mut group = taken_over();
+    group.join(3, 0);
+    group.join(4, 1);
+    assert_eq!(group.wait(0), Verdict { stand_by: [1, 2].into(), ..Verdict::default() });
+    group.leave(3);
+    assert_eq!(group.wait(0).restored, [1], "of its class nobody else serves");
+    // Dead before its threads had their CPUs.
+    let mut group = taken_over();
+    group.leave(3);
+    assert_eq!(group.wait(0), Verdict::default(), "the other serves");
+    group.leave(4);
+    assert_eq!(group.wait(0).restored, [1, 2]);
+    // It never gets ready, and nobody takes it away: in the end it counts as any other.
+    let mut group = Group::settled(&[(1, 0), (2, 1)]);
+    group.join(3, 0);
+    group.tell(3, Part::StandsBy);
+    assert_eq!(group.wait(1), Verdict::default());
+    assert_eq!(group.wait(59), Verdict::default());
+    let verdict = group.wait(1);
+    assert_eq!((verdict.superseded, verdict.restored), (vec![1], vec![3]));
 }
 
 #[test]
