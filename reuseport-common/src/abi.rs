@@ -221,11 +221,14 @@ pub enum Role {
     Standby = 1,
     /// Taken out by hand: it gets nothing and is nobody's second choice.
     Drained = 2,
+    /// As standby, by the word of the newer process of its program that has taken over: its own may
+    /// end. An agent only sees who is newer, not who is ready.
+    Superseded = 3,
 }
 
 impl Role {
     /// Every role.
-    pub const ALL: [Self; 3] = [Self::Active, Self::Standby, Self::Drained];
+    pub const ALL: [Self; 4] = [Self::Active, Self::Standby, Self::Drained, Self::Superseded];
 
     /// The role a stored number stands for; one that this version does not know is none.
     pub const fn from_u32(value: u32) -> Option<Self> {
@@ -233,6 +236,7 @@ impl Role {
             0 => Some(Self::Active),
             1 => Some(Self::Standby),
             2 => Some(Self::Drained),
+            3 => Some(Self::Superseded),
             _ => None,
         }
     }

@@ -282,7 +282,7 @@ fn part(intents: &Intents, cookie: u64) -> Part {
     let intent = intents.get(cookie);
     match intent.role {
         Role::Active if intent.weight > 0 => Part::Serves,
-        Role::Standby => Part::StandsBy,
+        Role::Standby | Role::Superseded => Part::StandsBy,
         Role::Active | Role::Drained => Part::Out,
     }
 }

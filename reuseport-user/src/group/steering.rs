@@ -265,15 +265,16 @@ impl Steered {
         self.members.own().iter().any(|listener| listener.cookie == cookie)
     }
 
-    /// Whether others are active in our stead, who took over: a drain by hand may be undone. What
-    /// cannot be seen is no reason to go.
+    /// Whether others are active in our stead and said that they took over: a drain by hand may be
+    /// undone, and an agent may give newer ones our place before they are ready. What cannot be seen
+    /// is no reason to go.
     pub(super) fn is_superseded(&self, settings: &Settings) -> bool {
         let intents = self.intents(settings).unwrap_or_default();
         let has = |ours: bool, role: Role| {
             let mut of = intents.iter().filter(|(cookie, _)| self.is_ours(**cookie) == ours);
             of.any(|(_, intent)| intent.role == role)
         };
-        has(false, Role::Active) && has(true, Role::Standby) && !has(true, Role::Active)
+        has(false, Role::Active) && has(true, Role::Superseded) && !has(true, Role::Active)
     }
 
     /// Sends new connections to the others of the group, if there are any and the rung can.

@@ -78,7 +78,7 @@ metrics! {
     LISTENERS: Gauge "listeners" ["group", "port", "netns", "uid", "seated"]
         "Listeners of the group, with a slot (seated=\"true\") and without.";
     SEATS: Gauge "seats" ["group", "port", "netns", "uid", "role"]
-        "Seated listeners by role: active; standby, superseded by a newer generation; drained by hand.";
+        "Seated listeners by role: active; standby, for a newer generation or until it is ready; superseded, by its server's own word; drained by hand.";
     WORKER_INFO: Gauge "worker_info" ["group", "port", "netns", "uid", "slot", "listener", "worker", "cpus"]
         "1 for each listener; who serves it, and on which CPUs they may run. Join on group, netns, uid and listener (the socket's cookie).";
     QUEUE: Gauge "accept_queue_length" ["group", "port", "netns", "uid", "slot", "listener"]

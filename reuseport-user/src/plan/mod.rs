@@ -346,6 +346,7 @@ pub fn role_str(role: Role) -> &'static str {
         Role::Active => "active",
         Role::Standby => "standby",
         Role::Drained => "drained",
+        Role::Superseded => "superseded",
     }
 }
 

@@ -77,6 +77,8 @@ impl<'a> Draft<'a> {
                 Served::By(_) => listener.cpus(),
                 Served::Unknown(_) => home.into_iter().collect(),
             };
+            // On whose word it stands by makes no difference to a plan.
+            let role = if role == Role::Superseded { Role::Standby } else { role };
             Seat { slot: slots[&listener.cookie], cpus, weight, role }
         };
         let seats = listeners.iter().filter(|it| !self.leave_out.contains(&it.cookie)).map(seat);

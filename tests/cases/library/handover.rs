@@ -74,7 +74,7 @@ fn an_old_one_that_is_asked_to_end() {
         let new = Server::start(&scene.netns, &[TCP]);
         assert_eq!(answers(&scene.netns), u64::from(new.pid()));
         let roles = roles(&scene, old.pid());
-        assert_eq!(roles, vec!["standby"; cpus().len()], "{:#}", scene.status());
+        assert_eq!(roles, vec!["superseded"; cpus().len()], "{:#}", scene.status());
         old.stop();
         old = new;
     }

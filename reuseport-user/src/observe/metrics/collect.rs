@@ -320,9 +320,10 @@ mod tests {
         let info =
             ["group=tcp 127.0.0.1:8080", "port=8080", "uid=1000", "worker=worker 11", "cpus=1"];
         assert_eq!(value("worker_info", &info), Some(1.0));
-        let roles = ["active", "standby", "drained"].map(|role| format!("role={role}"));
+        let roles =
+            ["active", "standby", "drained", "superseded"].map(|role| format!("role={role}"));
         let seats = roles.map(|role| value("seats", &["netns=43", &role]));
-        assert_eq!(seats, [Some(1.0), Some(1.0), Some(0.0)]);
+        assert_eq!(seats, [Some(1.0), Some(1.0), Some(0.0), Some(0.0)]);
         assert_eq!(value("rung", &["netns=42", "rung=ebpf"]), Some(1.0));
         assert_eq!(value("rung", &["netns=44", "rung=ebpf"]), Some(0.0));
         assert_eq!(value("rung", &["netns=44", "rung=hash"]), Some(1.0));

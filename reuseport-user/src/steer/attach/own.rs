@@ -36,7 +36,7 @@ pub(crate) struct Request<'a> {
     pub(crate) role: Role,
     /// How many of the group's listeners are this process's; they come first.
     pub(crate) own: usize,
-    /// Cookies of listeners that are superseded, as far as they are active.
+    /// Cookies of listeners that are superseded, as far as they are not drained.
     pub(crate) superseded: &'a [u64],
 }
 
@@ -45,8 +45,9 @@ impl Request<'_> {
     fn roles(&self, pinned: Option<&Pinned>) -> Result<HashMap<u64, Role>, BpfError> {
         let now = pinned.map(|pinned| Intents::read(&pinned.maps)).transpose()?.unwrap_or_default();
         let own = self.group.listeners.iter().take(self.own).map(|it| (it.cookie, self.role));
-        let active = |cookie: &&u64| now.get(**cookie).role == Role::Active;
-        let superseded = self.superseded.iter().filter(active).map(|&it| (it, Role::Standby));
+        let drained = |cookie: &&u64| now.get(**cookie).role == Role::Drained;
+        let superseded = self.superseded.iter().filter(|it| !drained(it));
+        let superseded = superseded.map(|&it| (it, Role::Superseded));
         Ok(own.chain(superseded).collect())
     }
 }
