@@ -43,5 +43,6 @@ fn fast_open_connections_are_counted() {
     let unseen = number(&total["unseen"]);
     let locality = total["locality"].as_object().expect("an object");
     assert!((5.0..25.0).contains(&unseen), "{summary:#}");
-    assert_eq!(locality.values().map(number).sum::<f64>() + unseen, 25.0, "{summary:#}");
+    let seen = locality.values().map(number).sum::<f64>();
+    assert!((seen + unseen - 25.0).abs() < 0.5, "{summary:#}");
 }
