@@ -8,12 +8,11 @@ use crate::shell::{cargo, program, read, root, run as execute};
 use crate::{packages, test};
 
 /// What `steer-bench` measures.
-const SUBJECTS: [&str; 9] =
-    ["pgbench", "selection", "attach", "spill", "stall", "skew", "trace", "http", "all"];
+const SUBJECTS: [&str; 6] = ["pgbench", "selection", "attach", "trace", "http", "all"];
 
 #[derive(Debug, clap::Args)]
 pub(crate) struct Options {
-    /// pgbench, selection, attach, spill, stall, skew, trace, http or all
+    /// pgbench, selection, attach, trace, http or all
     #[arg(default_value = "all", value_parser = SUBJECTS)]
     subject: String,
     /// In a few minutes: do the gates hold, do the signs agree? Figures count for nothing

@@ -9,10 +9,6 @@ mod http;
 mod pgbench;
 mod report;
 mod selection;
-mod served;
-mod skew;
-mod spill;
-mod stall;
 mod trace;
 
 use std::path::PathBuf;
@@ -33,12 +29,6 @@ enum Subject {
     Selection,
     /// How long attach, status and detach take
     Attach,
-    /// What an agent that is ready to spill costs while traffic is balanced
-    Spill,
-    /// Connections that a stopped worker holds, against the kernel's hash
-    Stall,
-    /// All packets on one CPU, against the kernel's hash
-    Skew,
     /// What `trace` costs while it runs
     Trace,
     /// The library's per-core HTTP server against tokio's usual one
@@ -87,12 +77,9 @@ fn main() -> ExitCode {
     let seed = options.seed.unwrap_or_else(|| u64::from(now.subsec_nanos()));
     let report = Report::new(seed, options.quick);
     let mut bench = Bench { quick: options.quick, rng: Rng::with_seed(seed), report };
-    let subjects: [(Subject, Run); 8] = [
+    let subjects: [(Subject, Run); 5] = [
         (Subject::Selection, selection::run),
         (Subject::Attach, attach::run),
-        (Subject::Spill, spill::run),
-        (Subject::Stall, stall::run),
-        (Subject::Skew, skew::run),
         (Subject::Trace, trace::run),
         (Subject::Http, http::run),
         (Subject::Pgbench, pgbench::run),
@@ -113,9 +100,6 @@ fn name(subject: Subject) -> &'static str {
         Subject::Pgbench => "pgbench",
         Subject::Selection => "selection",
         Subject::Attach => "attach",
-        Subject::Spill => "spill",
-        Subject::Stall => "stall",
-        Subject::Skew => "skew",
         Subject::Trace => "trace",
         Subject::Http => "http",
         Subject::All => "all",

@@ -2,14 +2,20 @@
 
 use std::time::Duration;
 
+use reuseport_tests::binary::Cli;
+use reuseport_tests::bpffs::Bpffs;
 use reuseport_tests::cpus;
 use reuseport_tests::measure::{estimate, ratios};
+use reuseport_tests::netns::Netns;
 use reuseport_tests::require;
-use reuseport_tests::traffic::Pace;
+use reuseport_tests::tracer::Tracer;
+use reuseport_tests::traffic::{Connection, Pace, Plan, Traffic};
+use reuseport_tests::worker::{Spec, Worker};
 use serde_json::{Value, json};
 
 use crate::Bench;
-use crate::served::{Mode, Served, from};
+
+const PORT: u16 = 8080;
 
 /// Nobody looks, twice; counts only; a line for each connection.
 const ORDER: [Option<&[&str]>; 4] = [None, None, Some(&["--json"]), Some(&["--json", "--events"])];
@@ -19,8 +25,7 @@ pub(crate) fn run(bench: &mut Bench) {
     require::cpus(2);
     let (rounds, seconds) = bench.choose((20, 3), (3, 1));
     let lasts = WARMUP + Duration::from_secs(seconds);
-    let served = Served::new(0);
-    let _steered = served.under(Mode::Steered);
+    let served = Served::new();
     let clients: Vec<_> = cpus().into_iter().map(|cpu| (cpu, Pace::Closed(16))).collect();
     let mut rates: [Vec<f64>; ORDER.len()] = Default::default();
     let (mut failed, mut missed, mut lost, mut hook) = (0, 0, 0, Value::Null);
@@ -72,4 +77,40 @@ pub(crate) fn run(bench: &mut Bench) {
     bench.report.gate("no failed connection", failed == 0, &json!(failed));
     bench.report.gate("every connection counted, or said to be lost", missed == 0, &json!(missed));
     bench.report.note(&format!("lines that found no room: {lost}"));
+}
+
+/// One worker per CPU, steered; all taken down on drop.
+struct Served {
+    _workers: Vec<Worker>,
+    _bpffs: Bpffs,
+    netns: Netns,
+}
+
+impl Served {
+    fn new() -> Self {
+        let netns = Netns::new();
+        netns.sysctl("net/ipv4/ip_local_port_range", "1024 65000");
+        let workers =
+            Worker::one_per_cpu(&netns, &cpus(), &Spec { brief: true, ..Spec::default() });
+        let bpffs = Bpffs::new();
+        let (port, base) = (PORT.to_string(), bpffs.path().display().to_string());
+        let args = ["attach", "--port", &port, "--netns", "/proc/self/ns/net", "--bpffs", &base];
+        Cli::new(args).netns(&netns).run().ok();
+        Self { _workers: workers, _bpffs: bpffs, netns }
+    }
+
+    fn trace(&self, args: &[&str]) -> Tracer {
+        Tracer::start(&self.netns, PORT, args)
+    }
+
+    fn traffic(&self, from: &[(u32, Pace)], lasts: Duration, seed: u64) -> Traffic {
+        let address = ([127, 0, 0, 1], PORT).into();
+        let (from, patience) = (from.to_vec(), Duration::from_secs(10));
+        Traffic::start(&self.netns, &Plan { address, from, lasts, patience, seed })
+    }
+}
+
+/// Connections that were due from `start` on.
+fn from(start: Duration, all: &[Connection]) -> Vec<Connection> {
+    all.iter().filter(|it| it.at >= start).copied().collect()
 }
