@@ -23,10 +23,8 @@ use crate::discover::Target;
 use crate::discover::overrides::apply_names;
 use crate::model::{Group, GroupKey, Netns, Pid};
 use crate::rungs::Why;
-use crate::steer::attach::Ladder;
 use crate::steer::fit::explain_alone;
-use crate::steer::ownership::Census;
-use crate::steer::{SteerError, detach};
+use crate::steer::{SteerError, attach::Ladder, detach, ownership::Census};
 use crate::sys::clock;
 use crate::topology::Topology;
 
@@ -35,6 +33,7 @@ const MOST_TOLD: usize = 4096;
 
 /// Ordinary, where workers come and go: the next tick sees who is left.
 const VANISHED: &str = "its listeners went away meanwhile";
+const RELEASED: &str = "detached by hand, and left alone until somebody attaches";
 
 /// What one tick came to.
 #[derive(Debug)]
@@ -78,15 +77,14 @@ impl Keeper {
     pub(super) fn new(goal: Goal, options: &AgentOptions) -> Self {
         let sight = Sight::new(goal.attach.target.clone());
         let below = Below::asked_for(goal.attach.rung);
-        let (kept, told) = (BTreeMap::new(), HashMap::new());
         Self {
             goal,
             generation_timeout: options.generation_timeout,
             sight,
             object: None,
             topology: None,
-            kept,
-            told,
+            kept: BTreeMap::new(),
+            told: HashMap::new(),
             problem: None,
             below,
             climb: Climb::new(options.interval),
@@ -327,9 +325,7 @@ impl Keeper {
             Ok(Outcome::Same | Outcome::Outdated) => {}
             Ok(Outcome::Released) => {
                 if entry.phase != Phase::Released {
-                    let what =
-                        "detached by hand, and left alone until somebody attaches".to_owned();
-                    lines.push((Topic::Mapping, what));
+                    lines.push((Topic::Mapping, RELEASED.to_owned()));
                 }
                 entry.unsteered(Phase::Released, None);
             }
