@@ -30,11 +30,15 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     test::require_root()?;
     packages::install()?;
     test::mount_bpffs()?;
-    let packages = ["--package", "reuseport-user", "--package", "reuseport-tests"];
-    execute(cargo(&["build", "--release"]).args(packages).arg("--bins"))?;
-    let target = test::target().join("release");
-    let mut command = program(&target.join("steer-bench").to_string_lossy(), &[&options.subject]);
-    command.env("REUSEPORT_STEER", target.join("reuseport-steer"));
+    // Always what users run; who drives it need be fast only where figures count.
+    execute(&mut cargo(&["build", "--release", "--package", "reuseport-user"]))?;
+    let (profile, directory) =
+        if options.quick { ("dev", "debug") } else { ("release", "release") };
+    let drivers = ["build", "--package", "reuseport-tests", "--bins", "--profile", profile];
+    execute(&mut cargo(&drivers))?;
+    let driver = test::target().join(directory).join("steer-bench");
+    let mut command = program(&driver.to_string_lossy(), &[&options.subject]);
+    command.env("REUSEPORT_STEER", test::target().join("release/reuseport-steer"));
     if let Some(commit) = commit() {
         command.env("STEER_BENCH_COMMIT", commit);
     }
