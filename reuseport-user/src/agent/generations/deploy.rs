@@ -14,9 +14,10 @@ use crate::model::CpuSet;
 ///   deploy.
 ///
 /// They first fill the places of usual ones that are gone. For each that is left over one usual one
-/// stands by: first those who do for newer ones of their class, then the oldest, so that never fewer serve than usual: should it be a scale-out after
-/// all, nothing is worse than before it until the time for a takeover is over. Who began at the same
-/// moment (in the kernel's ticks) stands by or serves together.
+/// stands by: first those who do for newer ones of their class, then the oldest, so that never fewer
+/// serve than usual: should it be a scale-out after all, nothing is worse than before it until the
+/// time for a takeover is over. Who began at the same moment (in the kernel's ticks) stands by or
+/// serves together.
 pub(super) fn superseded(
     usual: &BTreeSet<u64>,
     in_class: &BTreeSet<u64>,

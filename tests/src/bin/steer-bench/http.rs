@@ -75,9 +75,10 @@ pub(crate) fn run(bench: &mut Bench) {
     let counters = &status[0]["steering"]["counters"];
     let local = counters["runs"].as_u64() > Some(0) && counters["runs"] == counters["local"];
     bench.report.gate("all local", local, counters);
-    for (server, _) in servers {
-        // The one with tokio's runtime has no orderly end.
+    for (mut server, _) in servers {
         server.signal(libc::SIGTERM);
+        // The one with tokio's runtime dies of it; the steered one takes its pins along.
+        let _status = server.wait();
     }
 }
 

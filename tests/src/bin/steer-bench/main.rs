@@ -43,7 +43,7 @@ struct Options {
     /// What to measure
     #[arg(value_enum, default_value_t = Subject::All)]
     subject: Subject,
-    /// In less than a minute: do the gates hold, do the signs agree? Figures count for nothing
+    /// In two minutes: do the gates hold, do the signs agree? Figures count for nothing
     #[arg(long)]
     quick: bool,
     /// Write the results to this file, too
