@@ -31,11 +31,35 @@ pub enum Mechanism {
     EbpfSpill,
     /// The eBPF program, with each worker on another CPU than its connections: all are remote.
     EbpfWrongCpu,
+    /// Variants of spilling, from here on: no agent, but workers that publish their own load. This
+    /// one says whether it is between two calls of `epoll_wait`.
+    EbpfBusy,
+    /// Events of the batch that it is at; more than none is too much.
+    EbpfReady0,
+    /// The same; more than 2.
+    EbpfReady2,
+    /// Connections that waited when the last one was accepted; more than none is too much.
+    EbpfQueue0,
+    /// The same; more than 1.
+    EbpfQueue1,
+    /// The same; more than 4.
+    EbpfQueue4,
+}
+
+/// What a worker publishes as its load.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Signal {
+    /// 1 between two calls of `epoll_wait`, 0 within.
+    Busy,
+    /// Events of the batch that it is at.
+    Ready,
+    /// Connections that waited when the last one was accepted.
+    Queue,
 }
 
 impl Mechanism {
-    /// All, in the order in which they are shown.
-    pub const ALL: [Self; 10] = [
+    /// All, in the order in which they are shown: first those that are compared unless told.
+    pub const ALL: [Self; 16] = [
         Self::Single,
         Self::Shared,
         Self::HandOff,
@@ -46,7 +70,18 @@ impl Mechanism {
         Self::Ebpf,
         Self::EbpfSpill,
         Self::EbpfWrongCpu,
+        Self::EbpfBusy,
+        Self::EbpfReady0,
+        Self::EbpfReady2,
+        Self::EbpfQueue0,
+        Self::EbpfQueue1,
+        Self::EbpfQueue4,
     ];
+
+    /// Whether it is compared unless told: not the variants of spilling.
+    pub(super) fn is_usual(self) -> bool {
+        self.publishes().is_none()
+    }
 
     /// As on the command line and in JSON.
     pub const fn name(self) -> &'static str {
@@ -61,6 +96,12 @@ impl Mechanism {
             Self::Ebpf => "ebpf",
             Self::EbpfSpill => "ebpf-spill",
             Self::EbpfWrongCpu => "ebpf-wrong-cpu",
+            Self::EbpfBusy => "ebpf-busy",
+            Self::EbpfReady0 => "ebpf-ready-0",
+            Self::EbpfReady2 => "ebpf-ready-2",
+            Self::EbpfQueue0 => "ebpf-queue-0",
+            Self::EbpfQueue1 => "ebpf-queue-1",
+            Self::EbpfQueue4 => "ebpf-queue-4",
         }
     }
 
@@ -77,6 +118,12 @@ impl Mechanism {
             Self::Ebpf => "reuseport, eBPF by CPU",
             Self::EbpfSpill => "reuseport, eBPF by CPU, agent spills",
             Self::EbpfWrongCpu => "reuseport, eBPF to the wrong CPU (control)",
+            Self::EbpfBusy => "reuseport, eBPF by CPU, spills from who is busy",
+            Self::EbpfReady0 => "reuseport, eBPF by CPU, spills above 0 ready events",
+            Self::EbpfReady2 => "reuseport, eBPF by CPU, spills above 2 ready events",
+            Self::EbpfQueue0 => "reuseport, eBPF by CPU, spills above 0 waiting",
+            Self::EbpfQueue1 => "reuseport, eBPF by CPU, spills above 1 waiting",
+            Self::EbpfQueue4 => "reuseport, eBPF by CPU, spills above 4 waiting",
         }
     }
 
@@ -92,7 +139,20 @@ impl Mechanism {
             Self::Hash | Self::HashAgain => Some(Rung::Hash),
             Self::ClassicBpf => Some(Rung::ClassicBpf),
             Self::IncomingCpu => Some(Rung::IncomingCpu),
-            Self::Ebpf | Self::EbpfSpill | Self::EbpfWrongCpu => Some(Rung::Ebpf),
+            _ => Some(Rung::Ebpf),
+        }
+    }
+
+    /// What its workers publish, and above what of it new connections go to another.
+    pub(super) const fn publishes(self) -> Option<(Signal, u32)> {
+        match self {
+            Self::EbpfBusy => Some((Signal::Busy, 0)),
+            Self::EbpfReady0 => Some((Signal::Ready, 0)),
+            Self::EbpfReady2 => Some((Signal::Ready, 2)),
+            Self::EbpfQueue0 => Some((Signal::Queue, 0)),
+            Self::EbpfQueue1 => Some((Signal::Queue, 1)),
+            Self::EbpfQueue4 => Some((Signal::Queue, 4)),
+            _ => None,
         }
     }
 

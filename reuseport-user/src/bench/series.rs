@@ -122,13 +122,14 @@ impl<'a> Series<'a> {
         workers: u32,
         pace: Pace,
     ) -> Stage<'b> {
+        let warmup = Duration::from_secs_f64(settings.warmup);
         Stage {
             scene,
             workload,
             pace,
             cpus: &settings.cpus,
             workers,
-            warmup: Duration::from_secs_f64(settings.warmup),
+            warmup: if settings.quick { warmup } else { warmup.max(workload.least_warmup()) },
             duration: Duration::from_secs_f64(settings.seconds).max(workload.least()),
             bpffs: &self.options.bpffs,
             server: &self.options.server,

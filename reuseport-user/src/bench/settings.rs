@@ -120,9 +120,10 @@ impl BenchOptions {
         if !topologies.iter().any(fits) {
             return Err(Wrong::Nothing);
         }
-        let alike: Vec<_> = Mechanism::ALL.into_iter().filter(|it| it.is_local()).collect();
-        let all = if self.matrix == Matrix::Series { &alike[..] } else { &Mechanism::ALL };
-        let mut mechanisms = or(&self.mechanisms, all);
+        let series = self.matrix == Matrix::Series;
+        let asked = |it: &Mechanism| if series { it.is_local() } else { it.is_usual() };
+        let all: Vec<_> = Mechanism::ALL.into_iter().filter(asked).collect();
+        let mut mechanisms = or(&self.mechanisms, &all);
         // What all are compared with, and what says how far two of the same lie apart.
         mechanisms.extend([Mechanism::Hash, Mechanism::HashAgain]);
         mechanisms.sort_unstable();

@@ -160,12 +160,21 @@ impl Workload {
         }
     }
 
+    /// Shortest time before that in which all settle: at a fixed rate one mechanism adapts, and a
+    /// 99th percentile would show how it began. How fast it adapts is what events are for.
+    pub(super) fn least_warmup(self) -> Duration {
+        if self.is_open() { Duration::from_secs(1) } else { Duration::ZERO }
+    }
+
     /// Why a mechanism cannot serve it; `None` where it can.
     pub fn excludes(self, mechanism: Mechanism) -> Option<&'static str> {
         match (self, mechanism) {
             (Self::W5, Mechanism::HandOff) => Some("nothing is accepted that could be handed off"),
             (Self::W5, Mechanism::EbpfSpill) => {
                 Some("the agent reads accept queues, which UDP has not")
+            }
+            (Self::W5, it) if it.publishes().is_some() => {
+                Some("what is published is about connections")
             }
             (Self::W7, Mechanism::Single | Mechanism::Shared | Mechanism::HandOff) => {
                 Some("its one listener cannot be opened twice")

@@ -67,6 +67,15 @@ pub fn listens(fd: BorrowedFd<'_>) -> Result<bool, SyscallError> {
         .map(|value| value != 0)
 }
 
+/// Of a listener, how many connections wait to be accepted; of a connection, segments without an
+/// acknowledgement: `tcpi_unacked` of `TCP_INFO`.
+pub fn waiting(fd: BorrowedFd<'_>) -> Result<u32, SyscallError> {
+    const UNACKED: usize = std::mem::offset_of!(libc::tcp_info, tcpi_unacked) / size_of::<u32>();
+    let info: [u32; UNACKED + 1] =
+        get(fd, libc::IPPROTO_TCP, libc::TCP_INFO, "getsockopt(TCP_INFO)")?;
+    Ok(info[UNACKED])
+}
+
 /// `SO_REUSEPORT`. Accepted connections inherit it: it does not tell a listener.
 pub fn reuseport(fd: BorrowedFd<'_>) -> Result<bool, SyscallError> {
     get::<c_int>(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, "getsockopt(SO_REUSEPORT)")

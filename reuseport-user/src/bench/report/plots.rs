@@ -20,7 +20,7 @@ const ROW: u32 = 42;
 const FONT: (&str, i32) = ("sans-serif", 14);
 
 /// Told apart also by those who see red and green alike; in order of [`Mechanism::ALL`].
-const COLOURS: [RGBColor; 10] = [
+const COLOURS: [RGBColor; 16] = [
     RGBColor(0x99, 0x99, 0x99),
     RGBColor(0xe6, 0x9f, 0x00),
     RGBColor(0x8c, 0x56, 0x4b),
@@ -31,6 +31,12 @@ const COLOURS: [RGBColor; 10] = [
     RGBColor(0x00, 0x72, 0xb2),
     RGBColor(0x00, 0x9e, 0x73),
     RGBColor(0xd5, 0x5e, 0x00),
+    RGBColor(0x33, 0x22, 0x88),
+    RGBColor(0x88, 0xcc, 0xee),
+    RGBColor(0x44, 0xaa, 0x99),
+    RGBColor(0xdd, 0xcc, 0x77),
+    RGBColor(0xcc, 0x66, 0x77),
+    RGBColor(0x88, 0x22, 0x55),
 ];
 
 fn colour(mechanism: Mechanism) -> RGBColor {

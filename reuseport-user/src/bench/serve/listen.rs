@@ -66,7 +66,7 @@ impl Served {
         let workers = cpus.iter().map(|&cpu| {
             let socket = socket.try_clone().map_err(during("duplicate the listener"))?;
             let source = Source::of(socket, what.udp);
-            Handle::start(Spec { runs_on: cpu, source, exclusive })
+            Handle::start(Spec { exclusive, ..Spec::new(cpu, source) })
         });
         Ok(Self::of(address, workers.collect::<Result<_, _>>()?))
     }
@@ -81,7 +81,7 @@ impl Served {
             let (queue, handed) = channel();
             let (bell, wake) = io::pipe().map_err(during("make a pipe"))?;
             let source = Source::Handed(bell, handed);
-            workers.push(Handle::start(Spec { runs_on: cpu, source, exclusive: false })?);
+            workers.push(Handle::start(Spec::new(cpu, source))?);
             queues.push((queue, wake));
         }
         let (told, tid) = channel();
@@ -107,6 +107,11 @@ impl Served {
             Some(rung) => builder.rung(rung),
             None => builder,
         };
+        let builder = match what.mechanism.publishes() {
+            // A limit is at least 1, and none is one of what is published.
+            Some((_, limit)) => builder.spill_above(limit + 1),
+            None => builder,
+        };
         let builder = if what.udp { builder.udp(what.address) } else { builder.tcp(what.address) };
         let mut group = builder.build()?;
         let address = group.addresses()[0];
@@ -123,7 +128,8 @@ impl Served {
             } else {
                 Source::Listener(worker.listener()?)
             };
-            workers.push(Handle::start(Spec { runs_on, source, exclusive: false })?);
+            let publishes = what.mechanism.publishes().map(|(signal, _)| (worker, signal));
+            workers.push(Handle::start(Spec { publishes, ..Spec::new(runs_on, source) })?);
         }
         Ok(Self { group: Some(group), ..Self::of(address, workers) })
     }

@@ -14,7 +14,9 @@ use hdrhistogram::Histogram;
 
 use super::{ServeError, during};
 use crate::bench::generate::latency::new_histogram;
+use crate::bench::mechanism::Signal;
 use crate::bench::protocol::{REPLY, REQUEST, Request, Tally};
+use crate::group::{self, LoadGuard};
 use crate::model::{Cpu, CpuSet, Pid};
 use crate::sys::epoll::Epoll;
 use crate::sys::{accept, clock, sched, sockopt};
@@ -46,6 +48,14 @@ pub(super) struct Spec {
     pub(super) source: Source,
     /// Whether others wait for the same source.
     pub(super) exclusive: bool,
+    /// What it says of itself, and as whom.
+    pub(super) publishes: Option<(group::Worker, Signal)>,
+}
+
+impl Spec {
+    pub(super) fn new(runs_on: Cpu, source: Source) -> Self {
+        Self { runs_on, source, exclusive: false, publishes: None }
+    }
 }
 
 /// What a worker shares with the rest of the process.
@@ -163,11 +173,12 @@ struct Worker {
     shared: Arc<Shared>,
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
+    load: Option<(LoadGuard, Signal)>,
 }
 
 impl Worker {
     fn new(spec: Spec, shared: Arc<Shared>, bell: PipeReader) -> Result<Self, ServeError> {
-        let Spec { source, exclusive, .. } = spec;
+        let Spec { source, exclusive, publishes, .. } = spec;
         let epoll = Epoll::new()?;
         match &source {
             Source::Listener(listener) => listener.set_nonblocking(true),
@@ -179,13 +190,30 @@ impl Worker {
         epoll.add(source.fd(), flags, SOURCE)?;
         epoll.add(bell.as_fd(), libc::EPOLLIN, WAKE)?;
         let (connections, free) = (Vec::new(), Vec::new());
-        Ok(Self { epoll, source, bell, shared, connections, free })
+        let load = publishes.map(|(worker, signal)| (worker.load_guard(), signal));
+        Ok(Self { epoll, source, bell, shared, connections, free, load })
+    }
+
+    /// Publishes what it has, if that is what it publishes: one more, as the limit is one more.
+    fn publish(
+        &self,
+        signal: Signal,
+        load: impl FnOnce() -> Result<u32, ServeError>,
+    ) -> Result<(), ServeError> {
+        if let Some((guard, _)) = self.load.as_ref().filter(|it| it.1 == signal) {
+            guard.set(load()? + 1);
+        }
+        Ok(())
     }
 
     fn run(&mut self) -> Result<(), ServeError> {
         let mut tokens = Vec::new();
         loop {
+            self.publish(Signal::Busy, || Ok(0))?;
+            self.publish(Signal::Ready, || Ok(0))?;
             self.epoll.wait_all(&mut tokens, None)?;
+            self.publish(Signal::Busy, || Ok(1))?;
+            self.publish(Signal::Ready, || Ok(tokens.len() as u32))?;
             for &token in &tokens {
                 match token {
                     WAKE => {
@@ -225,6 +253,7 @@ impl Worker {
             Source::Udp(socket) => return self.echo(socket),
         };
         self.count(stream.as_fd())?;
+        self.publish(Signal::Queue, || Ok(sockopt::waiting(self.source.fd())?))?;
         let accepted = Some(clock::monotonic());
         let connection = Connection { stream, accepted, request: [0; REQUEST], filled: 0 };
         let place = self.free.pop().unwrap_or_else(|| {

@@ -40,7 +40,8 @@ Workloads: what is asked for
 
 Mechanisms
   single, shared, hand-off, hash, hash-again (control), classic-bpf, incoming-cpu, ebpf, ebpf-spill,
-  ebpf-wrong-cpu (control)
+  ebpf-wrong-cpu (control). If named only, variants of spilling, by what workers say of themselves:
+  ebpf-busy, ebpf-ready-0, ebpf-ready-2, ebpf-queue-0, ebpf-queue-1, ebpf-queue-4
 
 Examples:
   reuseport-steer bench --quick
@@ -55,7 +56,7 @@ pub(super) struct Args {
     /// What is asked for [default: w1]
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     workload: Vec<Workload>,
-    /// What is compared; hash and hash-again always are [default: all]
+    /// What is compared; hash and hash-again always are [default: all but variants]
     #[arg(long, value_delimiter = ',', value_name = "NAME")]
     mechanism: Vec<Mechanism>,
     /// How often each is measured [default: 15; quick: 3; goals: 10]
