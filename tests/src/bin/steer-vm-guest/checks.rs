@@ -21,7 +21,7 @@ use crate::tracing;
 type Check = fn() -> String;
 
 /// Names are the table's.
-pub(crate) const ALL: [(&str, Check); 28] = [
+pub(crate) const ALL: [(&str, Check); 29] = [
     ("kernel", kernel),
     ("CPUs", || cpus().len().to_string()),
     ("BTF", btf),
@@ -46,6 +46,7 @@ pub(crate) const ALL: [(&str, Check); 28] = [
     ("without CAP_BPF: --rung classic-bpf", rungs::classic_bpf),
     ("trace sees every connection", tracing::whole),
     ("trace where no function can be hooked", tracing::by_syscalls),
+    ("trace with kernel.ftrace_enabled=0", tracing::without_ftrace),
     ("trace of the kernel's hash: on the receiving CPU", tracing::hashed),
     ("trace of a worker that stands still", tracing::waits),
     ("trace --events", tracing::events),

@@ -1,5 +1,6 @@
 //! Whether `trace` sees what is known to happen, whichever way it sees accepts.
 
+use std::fs;
 use std::thread::{scope, sleep};
 use std::time::Duration;
 
@@ -76,8 +77,7 @@ pub(crate) fn whole() -> String {
     format!("{answered} of {answered}, by {}", hook(&summary))
 }
 
-/// Where as many programs as may run at the end of the kernel's function do already. The kernel may
-/// leave a run out while another is under way on that CPU; then it is told.
+/// Where as many programs as may run at the end of the kernel's function do already.
 pub(crate) fn by_syscalls() -> String {
     if btf() == "no" {
         return NO_BTF.to_owned();
@@ -86,7 +86,27 @@ pub(crate) fn by_syscalls() -> String {
     let scene = Scene::new();
     let (summary, answered) = steered(&scene);
     drop(crowd);
-    assert_eq!(hook(&summary), "syscalls", "{summary}");
+    assert_without_function(&summary, answered)
+}
+
+/// Where the kernel was told not to run what is attached to its functions.
+pub(crate) fn without_ftrace() -> String {
+    const SWITCH: &str = "/proc/sys/kernel/ftrace_enabled";
+    if btf() == "no" {
+        return NO_BTF.to_owned();
+    }
+    if fs::write(SWITCH, "0").is_err() {
+        return "no such setting".to_owned();
+    }
+    let scene = Scene::new();
+    let (summary, answered) = steered(&scene);
+    fs::write(SWITCH, "1").expect("set it back");
+    assert_without_function(&summary, answered)
+}
+
+/// The kernel may leave a run out while another is under way on that CPU; then it is told.
+fn assert_without_function(summary: &Value, answered: u64) -> String {
+    assert_eq!(hook(summary), "syscalls", "{summary}");
     let number = |value: &Value| value.as_u64().expect("a number");
     let (total, missed) = (&summary["total"], number(&summary["lost"]["missed"]));
     let accepted = number(&total["accepted"]);
