@@ -11,6 +11,8 @@ use reuseport_tests::leak::Baseline;
 use reuseport_tests::process::{self, Reaped, children};
 use serde_json::Value;
 
+mod page;
+
 const SCHEMA: &str = include_str!("../../reuseport-user/src/bench/schema.json");
 const SIGINT: i32 = 2;
 const SIGKILL: i32 = 9;
@@ -72,6 +74,7 @@ fn a_quick_run_is_what_its_schema_says_and_a_page() {
         let lines = read(&output, "bench.csv").lines().count();
         assert_eq!(lines, 1 + measured.len());
         assert_page(&read(&output, "bench.html"), &measured);
+        page::assert_readable(&output.join("bench.html"), &record);
     }
     before.assert_same();
 }
@@ -191,8 +194,10 @@ fn a_bench_and_a_server_that_are_killed_leave_nothing() {
 #[test]
 fn a_server_is_replaced_under_an_agent() {
     let before = Baseline::take();
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().to_str().expect("text");
     let args = ["--topology", "t1", "--workload", "w7", "--mechanism", "ebpf,ebpf-spill", "--json"];
-    let record = bench(&args).run().ok().json();
+    let record = bench(&[&args[..], &["--output", output]].concat()).run().ok().json();
     assert_valid(&record);
     assert_eq!(record["cells"][0]["excluded"], serde_json::json!({}));
     for sample in samples(&record) {
@@ -204,6 +209,8 @@ fn a_server_is_replaced_under_an_agent() {
             );
         }
     }
+    // With a plot over time.
+    page::assert_readable(&directory.path().join("bench.html"), &record);
     before.assert_same();
 }
 

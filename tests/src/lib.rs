@@ -9,6 +9,7 @@
 pub mod agent;
 pub mod binary;
 pub mod bpffs;
+pub mod browser;
 pub mod client;
 pub mod container;
 pub mod hostile;

@@ -9,7 +9,7 @@ use anyhow::{Context as _, Result, bail};
 use crate::shell::{program, run};
 
 /// A command and the Debian package that brings it.
-const NEEDED: [(&str, &str); 28] = [
+const NEEDED: [(&str, &str); 29] = [
     ("pgbouncer", "pgbouncer"),
     ("initdb", "postgresql"),
     ("pgbench", "postgresql"),
@@ -38,6 +38,7 @@ const NEEDED: [(&str, &str); 28] = [
     ("runc", "runc"),
     ("catatonit", "catatonit"),
     ("/bin/busybox", "busybox-static"),
+    ("chromium-headless-shell", "chromium-headless-shell"),
 ];
 
 /// Makes sure that all of them are there: installs what is missing on Debian and its kin, names it

@@ -55,6 +55,9 @@ pub enum BpfError {
         /// First and last lines of the log, or all of it where that was asked for.
         excerpt: String,
     },
+    /// A program would be attached to a function, and never run.
+    #[error("kernel.ftrace_enabled is 0: programs at the kernel's functions do not run")]
+    FtraceOff,
     /// A pinned object is not what this version makes.
     #[error("a pinned map has another shape: {0}")]
     Shape(String),

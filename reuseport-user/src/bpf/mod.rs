@@ -30,12 +30,17 @@ where
     Ok(ebpf.program_mut(name).ok_or_else(missing)?.try_into()?)
 }
 
-/// Lets a program run at the end of a function of the kernel's.
+/// Lets a program run at the end of a function of the kernel's. The kernel attaches it also where it
+/// was told to run none.
 fn run_at_end<const N: usize>(
     ebpf: &mut Ebpf,
     (name, function): (&str, &str),
     places: &Places<N>,
 ) -> Result<(), BpfError> {
+    let ftrace = std::fs::read_to_string("/proc/sys/kernel/ftrace_enabled");
+    if ftrace.is_ok_and(|enabled| enabled.trim() == "0") {
+        return Err(BpfError::FtraceOff);
+    }
     let program: &mut FExit = program(ebpf, name)?;
     let sort = BpfError::sort_load(name, false);
     program.load(function, &places.stand_in(function)?).map_err(sort)?;

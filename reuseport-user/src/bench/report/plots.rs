@@ -16,7 +16,9 @@ use crate::measure::{Estimate, quantile};
 const WIDTH: u32 = 420;
 const HEIGHT: u32 = 320;
 /// Of a row of the plots that have one for each mechanism.
-const ROW: u32 = 42;
+const ROW: u32 = 46;
+/// Of what is drawn below a row's name, nearer to it than to the next row's.
+const MIDDLE: f64 = 0.38;
 const FONT: (&str, i32) = ("sans-serif", 14);
 
 /// Told apart also by those who see red and green alike; in order of [`Mechanism::ALL`].
@@ -144,6 +146,8 @@ fn lines_plot(
     draw((WIDTH, HEIGHT), |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(14)
+            // Half of the last label stands beyond the axis.
+            .margin_right(34)
             .x_label_area_size(42)
             .y_label_area_size(62)
             .build_cartesian_2d(0.0..end, (low * 0.8..high * 1.25).log_scale())?;
@@ -217,12 +221,12 @@ pub(super) fn locality(cell: &Cell, cpus: &[u32]) -> Result<String, RecordError>
         })
         .collect();
     by_mechanism(&rows, (0.0, 100.0), None, &|parts| {
-        let height = 0.5 / parts.len().max(1) as f64;
+        let height = 0.46 / parts.len().max(1) as f64;
         // The first CPU on top.
         let bars = parts.iter().rev().enumerate();
         let bar = |(place, &to)| Shape::Bar {
             to,
-            above: 0.05 + place as f64 * height,
+            above: 0.14 + place as f64 * height,
             height: height * 0.8,
         };
         bars.map(bar).collect()
@@ -236,17 +240,21 @@ enum Shape {
     Bar { to: f64, above: f64, height: f64 },
 }
 
-/// A row for each mechanism, its name above what `of` draws.
+/// A row for each mechanism, its name above what `of` draws; nothing of none.
 fn by_mechanism<T>(
     rows: &[(Mechanism, T)],
     (low, high): (f64, f64),
     mark: Option<f64>,
     of: &dyn Fn(&T) -> Vec<Shape>,
 ) -> Result<String, RecordError> {
+    if rows.is_empty() {
+        return Ok(String::new());
+    }
     let count = rows.len() as f64;
     draw((WIDTH, rows.len() as u32 * ROW + 40), |area| {
         let mut chart = ChartBuilder::on(area)
             .margin(14)
+            .margin_right(20)
             .x_label_area_size(24)
             .build_cartesian_2d(low..high, 0.0..count)?;
         chart
@@ -264,18 +272,18 @@ fn by_mechanism<T>(
         }
         for (place, (mechanism, value)) in rows.iter().enumerate() {
             let y = count - 1.0 - place as f64;
-            let name = Text::new(mechanism.name(), (low, y + 0.98), FONT);
+            let name = Text::new(mechanism.name(), (low, y + 0.92), FONT);
             chart.draw_series(std::iter::once(name))?;
             let colour = colour(*mechanism);
             for shape in of(value) {
                 match shape {
                     Shape::Line { from, to, width } => {
-                        let points = vec![(from, y + 0.3), (to, y + 0.3)];
+                        let points = vec![(from, y + MIDDLE), (to, y + MIDDLE)];
                         let line = PathElement::new(points, colour.stroke_width(width));
                         chart.draw_series(std::iter::once(line))?;
                     }
                     Shape::Dot(x) => {
-                        let dot = Circle::new((x, y + 0.3), 5, colour.filled());
+                        let dot = Circle::new((x, y + MIDDLE), 5, colour.filled());
                         chart.draw_series(std::iter::once(dot))?;
                     }
                     Shape::Bar { to, above, height } => {

@@ -9,6 +9,7 @@ mod checks;
 mod migration;
 mod rungs;
 mod scene;
+mod tracing;
 
 use std::fs::{File, OpenOptions};
 use std::io::{self, Write as _};
