@@ -214,6 +214,49 @@ fn a_server_is_replaced_under_an_agent() {
     before.assert_same();
 }
 
+/// Each workload does what it says, workers that publish their load spill, and costs are shown.
+#[test]
+fn every_workload_is_what_it_claims_and_costs_are_shown() {
+    let before = Baseline::take();
+    let directory = tempfile::tempdir().expect("a directory");
+    let output = directory.path().to_str().expect("text");
+    let args = ["--topology", "t1", "--workload", "w2,w3,w4,w5,w6,w8", "--costs", "--json"];
+    let mechanisms =
+        ["--mechanism", "ebpf,ebpf-spill,ebpf-queue-0", "--rate", "1000", "--seconds", "0.5"];
+    let more = ["bench", "--quick", "--repetitions", "1", "--output", output];
+    let bench = Cli::new(more.iter().chain(&args).chain(&mechanisms));
+    let record = bench.limit(Duration::from_mins(3)).run().ok().json();
+    assert_valid(&record);
+    let sample = |workload: &str, mechanism: &str| -> &Value {
+        let cells = record["cells"].as_array().expect("cells");
+        let cell = cells.iter().find(|it| it["workload"] == workload).expect("a cell");
+        let samples = cell["samples"].as_array().expect("samples");
+        samples.iter().find(|it| it["mechanism"] == mechanism).expect("a sample")
+    };
+    let of = |workload: &str, mechanism: &str, figure: &str| -> f64 {
+        let sample = sample(workload, mechanism);
+        sample[figure].as_f64().unwrap_or_else(|| panic!("{figure}: {sample:#}"))
+    };
+    for sample in samples(&record) {
+        assert!(sample["requests"].as_u64() > Some(0), "{sample:#}");
+    }
+    // 50 us of work each; 20 us, and 2 ms in 1 of 100; none.
+    for (workload, least) in [("w2", 50.0), ("w3", 35.0)] {
+        assert!(of(workload, "hash", "cpu_us") > least, "{:#}", sample(workload, "hash"));
+    }
+    // Only the first of a hundred requests takes a connection.
+    let flows = sample("w4", "ebpf")["flows"].as_array().expect("flows");
+    let connections: u64 = flows.iter().filter_map(|it| it["count"].as_u64()).sum();
+    let requests = of("w4", "ebpf", "requests");
+    assert!(connections > 0 && requests > 50.0 * connections as f64, "{flows:#?}");
+    let stuck = |mechanism| of("w6", mechanism, "stuck");
+    assert!(stuck("hash") > 100.0 && stuck("ebpf-spill") < stuck("hash") / 2.0, "{record:#}");
+    let excluded = &record["cells"][3]["excluded"];
+    assert!(excluded["ebpf-spill"].is_string() && excluded["ebpf-queue-0"].is_string());
+    page::assert_readable(&directory.path().join("bench.html"), &record);
+    before.assert_same();
+}
+
 #[test]
 fn what_cannot_be_is_refused_and_nothing_left() {
     let before = Baseline::take();

@@ -46,6 +46,23 @@ pub struct Environment {
 }
 
 impl Environment {
+    /// Why figures of another environment are none of this one: what is different, there and here.
+    pub(super) fn differs(&self, other: &Self) -> Option<String> {
+        let of = |it: &Self| {
+            let commit = it.commit.as_deref().unwrap_or("not known").to_owned();
+            [
+                ("version", it.version.clone()),
+                ("commit", commit),
+                ("kernel", it.kernel.clone()),
+                ("processor", it.processor.clone()),
+                ("CPUs", it.cpus.clone()),
+            ]
+        };
+        let mut pairs = of(self).into_iter().zip(of(other));
+        let ((what, here), (_, there)) = pairs.find(|(here, there)| here.1 != there.1)?;
+        Some(format!("its {what}: {there}; here: {here}"))
+    }
+
     /// Looks around. What cannot be read is left out.
     pub(super) fn read(cpus: &crate::model::CpuSet) -> Self {
         let cpuinfo = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
@@ -138,6 +155,15 @@ mod tests {
         assert_eq!(hz(Duration::from_nanos(3_333_333)), Some(300));
         let here = hz(clock::tick()).unwrap();
         assert!([100, 250, 300, 1000].contains(&here), "{here}");
+    }
+
+    #[test]
+    fn what_differs_is_named() {
+        let there = Environment { kernel: "6.1".to_owned(), ..Environment::default() };
+        let here = Environment { kernel: "6.18".to_owned(), memory_mib: 1, ..there.clone() };
+        assert_eq!(here.differs(&there).as_deref(), Some("its kernel: 6.1; here: 6.18"));
+        assert_eq!(there.differs(&there), None);
+        assert_eq!(Environment { memory_mib: 2, ..there.clone() }.differs(&there), None);
     }
 
     #[test]

@@ -35,14 +35,19 @@ pub enum Mechanism {
     /// one says whether it is between two calls of `epoll_wait`.
     EbpfBusy,
     /// Events of the batch that it is at; more than none is too much.
+    #[serde(rename = "ebpf-ready-0")]
     EbpfReady0,
     /// The same; more than 2.
+    #[serde(rename = "ebpf-ready-2")]
     EbpfReady2,
     /// Connections that waited when the last one was accepted; more than none is too much.
+    #[serde(rename = "ebpf-queue-0")]
     EbpfQueue0,
     /// The same; more than 1.
+    #[serde(rename = "ebpf-queue-1")]
     EbpfQueue1,
     /// The same; more than 4.
+    #[serde(rename = "ebpf-queue-4")]
     EbpfQueue4,
 }
 

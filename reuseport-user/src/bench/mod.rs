@@ -111,6 +111,9 @@ pub enum BenchError {
     /// The load could not be made.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// The rest of a run would not be of the same thing.
+    #[error("it cannot be gone on with here, as it was begun elsewhere: {0}; begin a new one")]
+    Elsewhere(String),
     /// A record or a report could not be read or written.
     #[error(transparent)]
     Record(#[from] RecordError),
@@ -143,6 +146,10 @@ pub fn run(
     mut record: Record,
     save: &mut dyn FnMut(&Record) -> Result<(), BenchError>,
 ) -> Result<Record, BenchError> {
+    let here = host::Environment::read(&sched::affinity(0)?);
+    if let Some(what) = here.differs(&record.environment) {
+        return Err(BenchError::Elsewhere(what));
+    }
     let interrupt = Interrupt::catch().map_err(BenchError::Signals)?;
     let mut series = Series::new(options, &interrupt, &record.settings);
     series.run(&mut record, save)?;

@@ -260,6 +260,11 @@ impl Sample {
         its.sum::<u64>() as f64 / self.connections().max(1) as f64
     }
 
+    /// A figure that it takes an answer to have.
+    pub(super) fn answered(&self, figure: f64) -> Option<f64> {
+        (self.requests > 0).then_some(figure)
+    }
+
     /// All that failed.
     pub fn failed(&self) -> u64 {
         self.errors.values().sum::<u64>() + self.unanswered

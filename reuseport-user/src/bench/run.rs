@@ -63,7 +63,7 @@ impl Stage<'_> {
         };
         let agent = spilling.as_ref().map(|it| it.tid);
         let plan = self.plan(server.address, seed);
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::staying());
         let window = generate::window(&plan);
         let (seen, machine) = std::thread::scope(|scope| {
             let clients = || {
@@ -147,6 +147,7 @@ impl Stage<'_> {
         self.interrupt.sleep_until(window.end)?;
         let napi = running(&self.scene.napi).saturating_sub(napi);
         let ran = running(&threads(server)).saturating_sub(before) + napi;
+        shared.stay.store(false, Ordering::Relaxed);
         let (_, steal) = ticks.busy_and_steal(&Ticks::now().map_err(BenchError::Stat)?);
         Ok(Machine { ran, napi, steal: steal / 100.0 })
     }

@@ -58,12 +58,8 @@ pub(super) fn code(error: &anyhow::Error) -> u8 {
     if let Some(error) = error.downcast_ref::<LaunchError>() {
         return launch(error);
     }
-    match error.downcast_ref::<TraceError>() {
-        Some(TraceError::Udp) => return USAGE,
-        Some(TraceError::Discover(error)) => return discover(error),
-        Some(TraceError::Bpf(error)) => return bpf(error),
-        Some(TraceError::Topology(_)) => return SYSTEM,
-        None => {}
+    if let Some(error) = error.downcast_ref::<TraceError>() {
+        return trace(error);
     }
     if error.is::<ConfigError>() {
         return USAGE;
@@ -87,10 +83,20 @@ pub(super) fn code(error: &anyhow::Error) -> u8 {
     }
 }
 
+fn trace(error: &TraceError) -> u8 {
+    match error {
+        TraceError::Udp => USAGE,
+        TraceError::Discover(error) => discover(error),
+        TraceError::Bpf(error) => bpf(error),
+        TraceError::Topology(_) => SYSTEM,
+    }
+}
+
 fn experiment(error: &ExperimentError) -> u8 {
     match error {
         ExperimentError::Rounds(_) | ExperimentError::Modes | ExperimentError::NoMetric => USAGE,
         ExperimentError::Steer { source, .. } => steer(source),
+        ExperimentError::Trace(source) => trace(source),
         ExperimentError::Load(_)
         | ExperimentError::Metric { .. }
         | ExperimentError::NotReached { .. } => NOT_MEASURED,
@@ -137,7 +143,7 @@ fn launch(error: &LaunchError) -> u8 {
 
 fn bench(error: &BenchError) -> u8 {
     match error {
-        BenchError::Options(_) => USAGE,
+        BenchError::Options(_) | BenchError::Elsewhere(_) => USAGE,
         BenchError::Topology(
             TopologyError::NotPermitted | TopologyError::Netns(NetnsError::NotPermitted(_)),
         ) => NOT_PERMITTED,

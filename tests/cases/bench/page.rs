@@ -58,7 +58,8 @@ fn plots(record: &Value) -> usize {
         let over_time = ["w6", "w7", "w8"].contains(&workload);
         2 + usize::from(has_ratio) + usize::from(over_time)
     };
-    list(&record["cells"]).iter().map(of_cell).sum()
+    list(&record["cells"]).iter().map(of_cell).sum::<usize>()
+        + usize::from(!record["costs"].is_null())
 }
 
 /// The tables are those of goals and cells, in this order.
@@ -87,6 +88,16 @@ fn assert_figures(tables: &[Value], record: &Value) {
             }
             let cpu = figures["cpu_us"]["median"].as_f64();
             assert_eq!(row[7], cpu.map_or_else(|| "–".to_owned(), |it| format!("{it:.1}")));
+        }
+    }
+    if let Some(costs) = record["costs"]["selection"].as_array() {
+        let rows = &list(tables.next().expect("a table of costs"))[1..];
+        assert_eq!(rows.len(), costs.len(), "{rows:#?}");
+        for (row, cost) in rows.iter().zip(costs) {
+            assert_eq!(
+                (&row[0], &row[1]),
+                (&cost["mechanism"], &json!(cost["sockets"].to_string()))
+            );
         }
     }
     assert_eq!(tables.next(), None);

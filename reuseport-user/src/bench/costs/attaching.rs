@@ -1,6 +1,7 @@
 //! How long it takes to steer a server that runs, to let go of it, and to notice that it has changed.
 
 use std::net::SocketAddr;
+use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use crate::bench::agent::Spilling;
@@ -18,6 +19,9 @@ use crate::sys::netns;
 
 /// Longest wait for the agent to notice a change.
 const PATIENCE: Duration = Duration::from_secs(5);
+/// Between two changes, and how much longer at most.
+const APART: Duration = Duration::from_millis(100);
+const SPREAD: Duration = Duration::from_millis(100);
 
 /// Where it is measured.
 pub(super) struct Attaching<'a> {
@@ -86,7 +90,7 @@ impl Attaching<'_> {
         let server = self.serve(0)?;
         let (target, settings) = (Self::target(&server), self.steering());
         let spilling = Spilling::start(self.scene, server.address, &self.options.bpffs)?;
-        let healed = self.heal(&server, &spilling);
+        let healed = self.heal(&server, &spilling, rng);
         let stopped = spilling.stop();
         let detached = self.scene.inside(|| detach(&target, &settings))?;
         let times = healed?;
@@ -96,15 +100,29 @@ impl Attaching<'_> {
     }
 
     /// Has as many workers again come and go.
-    fn heal(&self, server: &Server, agent: &Spilling) -> Result<Vec<f64>, BenchError> {
+    fn heal(
+        &self,
+        server: &Server,
+        agent: &Spilling,
+        rng: &mut Rng,
+    ) -> Result<Vec<f64>, BenchError> {
         let mut times = Vec::new();
         for _ in 0..self.rounds() {
+            // Not in step with the agent, who takes changes that come soon after one another together.
+            let mut pause = || sleep(APART + SPREAD.mul_f64(rng.f64()));
+            pause();
             let before = agent.heals();
             let more = self.serve(server.address.port())?;
-            times.extend(self.noticed(agent, before)?);
+            let came = self.noticed(agent, before)?;
+            pause();
             let before = agent.heals();
             drop(more);
-            times.extend(self.noticed(agent, before)?);
+            let went = self.noticed(agent, before)?;
+            if came.or(went).is_none() && times.is_empty() {
+                return Ok(times);
+            }
+            // As long as it was waited for, and it is not over.
+            times.extend([came, went].map(|it| it.unwrap_or(milliseconds(PATIENCE))));
         }
         Ok(times)
     }
@@ -122,7 +140,7 @@ impl Attaching<'_> {
             if now > count {
                 return Ok(Some(milliseconds(total.saturating_sub(sum)) / (now - count) as f64));
             }
-            std::thread::sleep(Duration::from_millis(1));
+            sleep(Duration::from_millis(1));
         }
         Ok(None)
     }

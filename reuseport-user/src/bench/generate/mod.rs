@@ -28,6 +28,9 @@ use latency::Seen;
 /// a worker that stood still for a second.
 const GRACE: Duration = Duration::from_secs(3);
 
+/// Between two looks whether a thread that is done may go.
+const STAY: Duration = Duration::from_millis(5);
+
 /// What to ask, of whom, from where, for how long.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
@@ -95,6 +98,9 @@ pub enum LoadError {
 pub(super) struct Shared {
     /// They are to end at once.
     pub(super) stop: AtomicBool,
+    /// They are to stay when they are done, until their time is counted: a thread that is gone has
+    /// none any more.
+    pub(super) stay: AtomicBool,
     /// Threads, so that their time can be counted.
     tids: Mutex<Vec<Pid>>,
 }
@@ -103,6 +109,11 @@ pub(super) struct Shared {
 pub(super) const MOST: usize = 1024;
 
 impl Shared {
+    /// Of threads that stay when they are done.
+    pub(super) fn staying() -> Self {
+        Self { stay: true.into(), ..Self::default() }
+    }
+
     pub(super) fn tids(&self) -> Vec<Pid> {
         self.tids.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -155,7 +166,11 @@ impl Job<'_> {
             crate::sys::sched::sleep_exactly()?;
             let own = crate::sys::sched::thread_id();
             self.shared.tids.lock().unwrap_or_else(PoisonError::into_inner).push(own);
-            if self.plan.udp { datagrams::run(self) } else { client::run(self) }
+            let seen = if self.plan.udp { datagrams::run(self) } else { client::run(self) }?;
+            while self.shared.stay.load(Ordering::Relaxed) && !self.stops() {
+                std::thread::sleep(STAY);
+            }
+            Ok(seen)
         };
         work().map_err(|source| LoadError::Client { cpu: self.cpu, source })
     }

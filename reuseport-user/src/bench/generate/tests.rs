@@ -105,3 +105,23 @@ fn nobody_there_is_an_error_each_time() {
     let (error, count) = seen.errors.iter().next().unwrap();
     assert!(error.contains("refused") && *count > 10, "{count} x {error}");
 }
+
+/// Their time is counted after the window, when those that have all their answers would be gone.
+#[test]
+fn threads_stay_until_their_time_is_counted() {
+    let address = serve(Duration::ZERO, None);
+    let cpu = crate::sys::sched::affinity(0).unwrap().first().unwrap();
+    let plan = Plan {
+        duration: Duration::from_millis(200),
+        ..plan(address, cpu, Pace::Closed { connections: 1 })
+    };
+    let (window, shared) = (window(&plan), Arc::new(Shared::staying()));
+    thread::scope(|scope| {
+        let load = scope.spawn(|| run(&plan, window, &shared));
+        thread::sleep((window.end + Duration::from_millis(300)).saturating_sub(clock::monotonic()));
+        let ran = crate::bench::host::running(&shared.tids());
+        assert!(!ran.is_zero() && !load.is_finished());
+        shared.stay.store(false, Ordering::Relaxed);
+        assert!(!load.join().unwrap().unwrap().latency.is_empty());
+    });
+}

@@ -110,8 +110,14 @@ const GOALS: [OfCell; 17] = [
     goal(T3, W1, Figure::Rate(Ebpf), EbpfSpill, Goal::AtLeast(0.97)),
 ];
 
-/// How many times dearer than eBPF's a selection by `SO_INCOMING_CPU` is, at this many sockets.
-const DEARER: (usize, Goal) = (4096, Goal::AtLeast(25.0));
+/// A selection among so many sockets.
+type Selecting = (usize, Mechanism);
+
+/// What a selection costs among so many sockets, by what it costs among others, or by others' means.
+const SELECTION: [(Selecting, Selecting, Goal); 2] = [
+    ((4096, IncomingCpu), (4096, Ebpf), Goal::AtLeast(25.0)),
+    ((4096, Ebpf), (1, Ebpf), Goal::AtMost(1.15)),
+];
 
 /// The cells that goals are about, by topology.
 pub(super) fn cells() -> Vec<(Topology, Workload)> {
@@ -132,7 +138,10 @@ pub(super) fn judge(record: &Record) -> Vec<Outcome> {
             outcomes.push(goal.judge(cell, record.settings.quick, &mut rng));
         }
     }
-    outcomes.extend(record.costs.as_ref().map(|costs| selection(costs, record.settings.quick)));
+    if let Some(costs) = &record.costs {
+        let of = |&(of, base, goal)| selection(costs, of, base, goal, record.settings.quick);
+        outcomes.extend(SELECTION.iter().map(of));
+    }
     outcomes
 }
 
@@ -164,12 +173,12 @@ impl Figure {
     }
 
     fn of(self, cell: &Cell, mechanism: Mechanism, rng: &mut Rng) -> Option<Found> {
-        type Of = fn(&Sample) -> f64;
+        type Of = fn(&Sample) -> Option<f64>;
         let (base, figure): (_, Of) = match self {
-            Self::Rate(base) => (base, |it| it.rate),
-            Self::P99(base) => (base, |it| it.latency.p99),
-            Self::Cpu(base) => (base, |it| it.cpu_us.unwrap_or(0.0)),
-            Self::Stuck(base) => (base, |it| it.stuck as f64),
+            Self::Rate(base) => (base, |it| Some(it.rate)),
+            Self::P99(base) => (base, |it| it.answered(it.latency.p99)),
+            Self::Cpu(base) => (base, |it| it.cpu_us),
+            Self::Stuck(base) => (base, |it| Some(it.stuck as f64)),
             Self::Failed => return failed(cell, mechanism),
         };
         let estimate = Estimate::of(&pairs(cell, mechanism, base, &figure), rng)?;
@@ -192,24 +201,25 @@ fn failed(cell: &Cell, mechanism: Mechanism) -> Option<Found> {
 }
 
 /// Two costs that were not measured in pairs: the interval is as wide as theirs can make it.
-fn selection(costs: &Costs, quick: bool) -> Outcome {
-    let (sockets, goal) = DEARER;
-    let cost = |mechanism| {
-        let mut of = costs.selection.iter();
-        of.find(|it| it.sockets == sockets && it.mechanism == mechanism).map(|it| &it.nanoseconds)
+fn selection(costs: &Costs, of: Selecting, base: Selecting, goal: Goal, quick: bool) -> Outcome {
+    let cost = |which| {
+        let mut all = costs.selection.iter();
+        all.find(|it| (it.sockets, it.mechanism) == which).map(|it| &it.nanoseconds)
     };
-    let found = cost(IncomingCpu).zip(cost(Ebpf)).filter(|(_, ebpf)| ebpf.ci95.low > 0.0);
-    let found = found.map(|(incoming, ebpf)| Found {
-        n: incoming.n.min(ebpf.n),
-        median: incoming.median() / ebpf.median(),
-        ci95: Interval {
-            low: incoming.ci95.low / ebpf.ci95.high,
-            high: incoming.ci95.high / ebpf.ci95.low,
-        },
+    let found = cost(of).zip(cost(base)).filter(|(_, base)| base.ci95.low > 0.0);
+    let found = found.map(|(of, base)| Found {
+        n: of.n.min(base.n),
+        median: of.median() / base.median(),
+        ci95: Interval { low: of.ci95.low / base.ci95.high, high: of.ci95.high / base.ci95.low },
     });
+    let [(sockets, mechanism), (others, other)] = [of, base];
     Outcome {
         cell: "costs".to_owned(),
-        what: format!("selection among {sockets}, {IncomingCpu} / {Ebpf}"),
+        what: if sockets == others {
+            format!("selection among {sockets}, {mechanism} / {other}")
+        } else {
+            format!("selection by {mechanism}, among {sockets} / {others}")
+        },
         wanted: goal.to_string(),
         found,
         standing: found.filter(|_| !quick).map(|it| goal.judge(it.ci95)),

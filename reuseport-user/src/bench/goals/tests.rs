@@ -1,6 +1,7 @@
 use super::super::judge;
 use super::super::judge::tests::{cell, settings};
 use super::*;
+use crate::bench::costs::Selection;
 use crate::bench::host::Environment;
 use crate::bench::record::{SCHEMA, VERSION};
 
@@ -97,7 +98,7 @@ fn the_ratio_of_two_costs_is_as_wide_as_both_allow() {
         let figures: Vec<f64> = (0..20).map(|it| ns + f64::from(it % 3)).collect();
         Estimate::of(&figures, &mut Rng::with_seed(1)).unwrap()
     };
-    let selection = |mechanism, ns| crate::bench::costs::Selection {
+    let selection = |mechanism, ns| Selection {
         mechanism,
         sockets: 4096,
         nanoseconds: about(ns),
@@ -112,14 +113,21 @@ fn the_ratio_of_two_costs_is_as_wide_as_both_allow() {
         detach_ms: about(1.0),
         heal_ms: None,
     };
-    let dearer = super::selection(&costs, false);
+    let (of, base, goal) = SELECTION[0];
+    let dearer = super::selection(&costs, of, base, goal, false);
     let found = dearer.found.unwrap();
     assert!((found.median - 2001.0 / 51.0).abs() < 1e-9, "{found}");
     assert!(found.ci95.low < found.median && found.median < found.ci95.high, "{found}");
     assert_eq!(dearer.standing, Some(Standing::Met));
+    costs.selection.push(Selection { sockets: 1, ..selection(Ebpf, 48.0) });
+    let (of, base, goal) = SELECTION[1];
+    let flat = super::selection(&costs, of, base, goal, false);
+    assert!((flat.found.unwrap().median - 51.0 / 49.0).abs() < 1e-9, "{flat:?}");
+    assert_eq!(flat.what, "selection by ebpf, among 4096 / 1");
     // A cost that noise may have made out of nothing divides nothing.
     costs.selection[1] = selection(Ebpf, -1.0);
-    let dearer = super::selection(&costs, false);
+    let (of, base, goal) = SELECTION[0];
+    let dearer = super::selection(&costs, of, base, goal, false);
     assert_eq!((dearer.found, dearer.standing), (None, None));
     assert!(!dearer.inconclusive_because.is_empty());
 }

@@ -22,6 +22,8 @@ pub struct Gate {
     pub found: String,
 }
 
+/// Connections that show where they arrive.
+const ENOUGH: u64 = 100;
 /// Most that a local mechanism may serve remotely, and least that the wrong CPU must.
 const REMOTE: f64 = 0.01;
 /// How far the hash's remote part may be from what chance gives.
@@ -88,13 +90,15 @@ fn arrival(gates: &mut Gates, cell: &Cell, settings: &Settings) {
     let shares = settings.cpus.iter().map(|&cpu| count(cpu) as f64 / all.max(1) as f64);
     let (least, most) =
         shares.fold((1.0f64, 0.0f64), |(least, most), it| (least.min(it), most.max(it)));
+    // On a busy machine a new server may come too late to be asked for much.
+    let gate = if all < ENOUGH { Gates::noise } else { Gates::firm };
     if cell.topology.is_spread() {
         let wanted = 0.5 / settings.cpus.len() as f64;
         let found = format!("{:.1} % on the CPU with the fewest", least * 100.0);
-        gates.firm("packets arrive on every CPU", least >= wanted, found);
+        gate(gates, "packets arrive on every CPU".to_owned(), least >= wanted, found);
     } else {
         let found = format!("{:.1} % on the CPU with the most", most * 100.0);
-        gates.firm("packets arrive on one CPU", most >= 0.98, found);
+        gate(gates, "packets arrive on one CPU".to_owned(), most >= 0.98, found);
     }
     if cell.topology.is_veth() {
         let served = cell.samples.iter().filter(|sample| sample.requests > 0);
@@ -116,7 +120,11 @@ fn locality(gates: &mut Gates, cell: &Cell, settings: &Settings) {
             && let Some(most) = remote(f64::max)
         {
             let found = format!("{:.2} % of a run's connections were not", most * 100.0);
-            gates.firm(format!("{mechanism} serves where it receives"), most <= REMOTE, found);
+            let what = format!("{mechanism} serves where it receives");
+            // What a full queue drops is sent again, perhaps from another CPU.
+            let stalls = cell.workload == Workload::W6;
+            let gate = if stalls { Gates::noise } else { Gates::firm };
+            gate(gates, what, most <= REMOTE, found);
         }
         if mechanism == Mechanism::EbpfWrongCpu
             && let Some(least) = remote(f64::min)

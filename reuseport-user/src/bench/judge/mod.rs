@@ -158,17 +158,17 @@ fn figures(cell: &Cell, mechanism: Mechanism, rng: &mut Rng) -> Option<Figures> 
     let known = |figure: &dyn Fn(&Sample) -> Option<f64>| {
         Spread::of(&samples.iter().filter_map(|sample| figure(sample)).collect::<Vec<_>>())
     };
-    let mut ratio = |figure: &dyn Fn(&Sample) -> f64| {
+    let mut ratio = |figure: &dyn Fn(&Sample) -> Option<f64>| {
         let pairs = pairs(cell, mechanism, Mechanism::Hash, figure);
         if pairs.is_empty() { None } else { Estimate::of(&pairs, rng) }
     };
     let ratios = Ratios {
-        rate: ratio(&|it| it.rate),
-        p50: ratio(&|it| it.latency.p50),
-        p99: ratio(&|it| it.latency.p99),
-        accept_p99: ratio(&|it| it.accept.p99),
-        cpu: ratio(&|it| it.cpu_us.unwrap_or(0.0)),
-        stuck: ratio(&|it| it.stuck as f64),
+        rate: ratio(&|it| Some(it.rate)),
+        p50: ratio(&|it| it.answered(it.latency.p50)),
+        p99: ratio(&|it| it.answered(it.latency.p99)),
+        accept_p99: ratio(&|it| it.answered(it.accept.p99)),
+        cpu: ratio(&|it| it.cpu_us),
+        stuck: ratio(&|it| Some(it.stuck as f64)),
     };
     Some(Figures {
         mechanism,
@@ -197,18 +197,19 @@ fn of(cell: &Cell, mechanism: Mechanism) -> impl Iterator<Item = &Sample> {
     cell.samples.iter().filter(move |sample| sample.mechanism == mechanism)
 }
 
-/// A figure by the other mechanism's of the same repetition, where that is more than nothing.
+/// A figure by the other mechanism's of the same repetition, where both are known and that is more
+/// than nothing.
 pub(super) fn pairs(
     cell: &Cell,
     mechanism: Mechanism,
     base: Mechanism,
-    figure: &dyn Fn(&Sample) -> f64,
+    figure: &dyn Fn(&Sample) -> Option<f64>,
 ) -> Vec<f64> {
     let other = |repetition| of(cell, base).find(|it| it.repetition == repetition);
     of(cell, mechanism)
         .filter_map(|sample| {
-            let base = figure(other(sample.repetition)?);
-            let ratio = figure(sample) / base;
+            let base = figure(other(sample.repetition)?)?;
+            let ratio = figure(sample)? / base;
             (base > 0.0 && ratio.is_finite()).then_some(ratio)
         })
         .collect()

@@ -66,7 +66,6 @@ impl ServeError {
             Self::Group(GroupError::Rung { why, .. }) => {
                 matches!(why, Why::NotPermitted(_) | Why::Unsupported(_) | Why::Unfit(_))
             }
-            Self::Group(GroupError::Steer(_)) => true,
             _ => false,
         }
     }
