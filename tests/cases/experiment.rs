@@ -167,6 +167,28 @@ fn a_known_answer_is_found_and_nothing_is_left() {
     scene.hashed();
 }
 
+/// Of a load that prints nothing, the kernel knows.
+#[test]
+fn what_the_kernel_saw_is_a_figure_too() {
+    require::cpus(2);
+    let scene = Scene::new();
+    let load = Script::new(&format!("{CONNECT}\nsleep 0.2"));
+    let metrics = ["kernel:/total/accepted", "wait<=kernel:/total/wait/p99_us"];
+    let more = ["--rounds", "6", "--metric", metrics[0], "--metric", metrics[1], "--json"];
+    let report = scene.experiment(&load.command(), &more).run().ok().json();
+    let runs = report["runs"].as_array().expect("runs");
+    let values = |metric: usize| runs.iter().map(move |it| it["values"][metric].as_f64().unwrap());
+    assert_eq!(runs.len(), 12);
+    // A worker of a busy machine may accept the last ones in the next run.
+    let accepted: f64 = values(0).sum();
+    assert!((44.0..=52.0).contains(&accepted), "4 in each run: {runs:#?}");
+    assert!(values(1).all(|wait| wait > 0.0 && wait < 10e6), "{runs:#?}");
+    let script = load.command();
+    let missing = ["--metric", "kernel:/total/wait/p98_us"];
+    refused(&scene.experiment(&script, &missing), 9, &["p98_us", "trace --json"]);
+    scene.unsteered();
+}
+
 #[test]
 fn what_it_found_is_restored_when_a_signal_ends_it() {
     require::cpus(2);

@@ -24,9 +24,11 @@ use crate::steer::loan::{Loan, Mode};
 /// meanwhile (`attach`, `drain`, `run` when a copy ends) ends the experiment.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
-Metrics: [NAME>=|NAME<=]REGEX or [NAME>=|NAME<=]json:POINTER
+Metrics: [NAME>=|NAME<=] and REGEX, json:POINTER or kernel:POINTER
   REGEX has one group, around the number; its last match counts, on standard output or else standard
   error. json:/a/0/b is a JSON pointer (RFC 6901) into a standard output that is one JSON value.
+  kernel:/total/wait/p99_us is one into what `trace --json` says of the run: the accept latency as
+  the kernel saw it, whatever the load prints. It is traced all the time then, in every mode.
   Of NAME>= more is better, of NAME<= less. Without a name more is better.
 
 Examples:
@@ -34,7 +36,8 @@ Examples:
     --metric 'tps = ([0-9.]+)' --metric 'latency<=latency average = ([0-9.]+)'
   reuseport-steer experiment --port 80 --compare hash,cpu,incoming-cpu,hash --rounds 40 \\
     --load 'wrk -d 3 -H \"Connection: close\" http://10.0.0.5/' --metric 'Requests/sec: +([0-9.]+)'
-  reuseport-steer experiment --port 80 --load ./load.sh --metric 'p99<=json:/latency/p99' --json
+  reuseport-steer experiment --port 80 --load ./load.sh --metric 'p99<=json:/latency/p99' \\
+    --metric 'wait<=kernel:/total/wait/p99_us' --json
 
 Exit code 9: the load failed, took longer than --timeout, printed no such figure, or did not reach
 the port. JSON (--json): `schema` is reuseport-steer/experiment/1; fields may be added to it.")]
@@ -44,7 +47,7 @@ pub(super) struct Args {
     /// Your load, run by /bin/sh; it must make new connections to the port, and end by itself
     #[arg(long, value_name = "COMMAND")]
     load: String,
-    /// A figure to read from what the load prints (repeatable): see below
+    /// A figure of what the load prints, or the kernel sees of it (repeatable): see below
     #[arg(long, value_name = "METRIC", required = true)]
     metric: Vec<Metric>,
     /// What is compared; the first is what the others are compared with, and named again a control

@@ -1,4 +1,4 @@
-//! Figures in what a load prints.
+//! Figures in what a load prints, and in what the kernel saw of it.
 
 use std::str::FromStr;
 
@@ -24,6 +24,8 @@ enum Source {
     Regex(Regex),
     /// What this JSON pointer (RFC 6901) points at, where standard output is one JSON value.
     Json(String),
+    /// What it points at in what `trace --json` says of the time of the run.
+    Kernel(String),
 }
 
 /// Why there is no figure.
@@ -32,6 +34,9 @@ pub enum MetricError {
     /// The pattern matches nothing, or nothing is there.
     #[error("`{0}` is not in what the load printed")]
     NotPrinted(String),
+    /// Nothing is there.
+    #[error("`{0}` is not in what the kernel saw of the load, which `trace --json` shows")]
+    NotSeen(String),
     /// Standard output is not one JSON value.
     #[error("the load did not print JSON on its standard output: {0}")]
     NotJson(String),
@@ -42,22 +47,26 @@ pub enum MetricError {
 
 /// What marks a pointer.
 const JSON: &str = "json:";
+const KERNEL: &str = "kernel:";
 
 impl FromStr for Metric {
     type Err = String;
 
-    /// `[NAME<=|NAME>=](REGEX|json:POINTER)`.
+    /// `[NAME<=|NAME>=](REGEX|json:POINTER|kernel:POINTER)`.
     fn from_str(text: &str) -> Result<Self, String> {
         let (name, better, source) = match split(text) {
             Some((name, better, source)) => (Some(name), better, source),
             None => (None, Better::More, text),
         };
-        let (fallback, source) = if let Some(pointer) = source.strip_prefix(JSON) {
+        let marked =
+            |mark, source_of: fn(String) -> Source| Some((source.strip_prefix(mark)?, source_of));
+        let pointer = marked(JSON, Source::Json).or_else(|| marked(KERNEL, Source::Kernel));
+        let (fallback, source) = if let Some((pointer, source_of)) = pointer {
             if !pointer.starts_with('/') {
                 return Err(format!("`{pointer}` is no JSON pointer: it begins with `/`"));
             }
             let last = pointer.rsplit('/').next().unwrap_or(pointer);
-            (last.to_owned(), Source::Json(pointer.to_owned()))
+            (last.to_owned(), source_of(pointer.to_owned()))
         } else {
             let regex = Regex::new(source).map_err(|error| error.to_string())?;
             // The whole match counts as one.
@@ -94,7 +103,13 @@ fn label(regex: &str) -> String {
 }
 
 impl Metric {
-    pub(super) fn read(&self, output: &Output) -> Result<f64, MetricError> {
+    /// Whether it is the kernel that has it.
+    pub(super) fn is_kernels(&self) -> bool {
+        matches!(self.source, Source::Kernel(_))
+    }
+
+    /// Of what the load printed, or of what the kernel saw of it.
+    pub(super) fn read(&self, output: &Output, kernel: &Value) -> Result<f64, MetricError> {
         let found = match &self.source {
             Source::Regex(regex) => {
                 let last = |text: &str| {
@@ -110,16 +125,22 @@ impl Metric {
             Source::Json(pointer) => {
                 let json: Value = serde_json::from_str(&output.stdout)
                     .map_err(|error| MetricError::NotJson(error.to_string()))?;
-                match json.pointer(pointer) {
-                    None => return Err(MetricError::NotPrinted(pointer.clone())),
-                    Some(Value::String(text)) => text.clone(),
-                    Some(value) => value.to_string(),
-                }
+                let found = json.pointer(pointer).map(text);
+                found.ok_or_else(|| MetricError::NotPrinted(pointer.clone()))?
+            }
+            Source::Kernel(pointer) => {
+                let found = kernel.pointer(pointer).filter(|it| !it.is_null()).map(text);
+                found.ok_or_else(|| MetricError::NotSeen(pointer.clone()))?
             }
         };
         let number = found.trim().parse().ok().filter(|number: &f64| number.is_finite());
         number.ok_or(MetricError::NotNumber(found))
     }
+}
+
+/// A string without its quotes: numbers may be in some.
+fn text(value: &Value) -> String {
+    value.as_str().map_or_else(|| value.to_string(), str::to_owned)
 }
 
 #[cfg(test)]
@@ -131,7 +152,8 @@ mod tests {
 
     fn read(metric: &str, stdout: &str) -> Result<f64, MetricError> {
         let output = Output { stdout: stdout.to_owned(), stderr: "errors: 3\n".to_owned() };
-        metric.parse::<Metric>().unwrap().read(&output)
+        let kernel = serde_json::json!({"total": {"wait": {"p99_us": 12.5}, "handshake": null}});
+        metric.parse::<Metric>().unwrap().read(&output, &kernel)
     }
 
     #[test]
@@ -146,6 +168,11 @@ mod tests {
         assert!(matches!(read("json:/result/1", json), Err(MetricError::NotPrinted(_))));
         assert!(matches!(read("json:/result", json), Err(MetricError::NotNumber(_))));
         assert!(matches!(read("json:/rps", PGBENCH), Err(MetricError::NotJson(_))));
+        assert_eq!(read("wait<=kernel:/total/wait/p99_us", ""), Ok(12.5));
+        for pointer in ["/total/handshake", "/total/wait/p98_us"] {
+            let found = read(&format!("kernel:{pointer}"), json);
+            assert_eq!(found, Err(MetricError::NotSeen(pointer.into())));
+        }
         assert_eq!(read("qps = (.*)", PGBENCH), Err(MetricError::NotPrinted("qps = (.*)".into())));
         assert_eq!(
             read("tps = (.*)", PGBENCH),
@@ -166,9 +193,11 @@ mod tests {
         assert_eq!(of("p99<=99% +([0-9.]+)ms"), is("p99", Better::Less));
         assert_eq!(of("json:/a/rps"), is("rps", Better::More));
         assert_eq!(of("lat<=json:/a/b"), is("lat", Better::Less));
+        assert_eq!(of("wait<=kernel:/total/wait/p99_us"), is("wait", Better::Less));
         assert_eq!(of("([0-9]+) rows"), is("([0-9]+) rows", Better::More));
         assert_eq!(of("rows <= ([0-9]+)"), is("rows", Better::More), "a name has no spaces");
-        for text in ["", "tps", "tps = ([0-9", "(a)(b)", "json:rps", "json:", "lat<="] {
+        for text in ["", "tps", "tps = ([0-9", "(a)(b)", "json:rps", "json:", "kernel:p99", "lat<="]
+        {
             assert!(of(text).is_err(), "{text:?}");
         }
     }

@@ -6,10 +6,12 @@ use std::io;
 use std::time::{Duration, Instant};
 
 use indicatif::{ProgressBar, ProgressDrawTarget, ProgressStyle};
+use serde_json::Value;
 
 use crate::measure::{FEWEST_PAIRS, Rng, Ticks, draw_seed, orders};
 use crate::steer::loan::{Loan, Mode};
 use crate::steer::{AttachOptions, SteerError};
+use crate::trace::{Reading, Trace, TraceError};
 
 mod load;
 mod metric;
@@ -73,6 +75,9 @@ pub enum ExperimentError {
     /// The load gave nothing.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// What the kernel sees cannot be had, and a metric is of that.
+    #[error("a metric of the kernel's takes a trace: {0}")]
+    Trace(#[from] TraceError),
     /// The load ran, but a figure is missing.
     #[error("--metric {name}: {source}; {tail}")]
     Metric {
@@ -154,10 +159,14 @@ pub fn run(
     }
     let interrupts = Interrupts::catch().map_err(ExperimentError::Signals)?;
     let seed = options.seed.unwrap_or_else(draw_seed);
+    let kernels = options.metrics.iter().any(Metric::is_kernels);
+    let target = &options.attach.target;
+    let trace = kernels.then(|| Trace::start(target, false)).transpose()?;
     let mut loan = Loan::take(&options.attach, &options.modes)?;
     announce(&loan, seed);
     let mut rng = Rng::with_seed(seed);
-    let mut seen = Seen { options, interrupts, bar: bar(options, progress), runs: Vec::new() };
+    let bar = bar(options, progress);
+    let mut seen = Seen { options, interrupts, trace, bar, runs: Vec::new() };
     let before = Ticks::now().ok();
     let outcome = seen.rounds(&mut loan, &mut rng);
     seen.bar.finish_and_clear();
@@ -177,6 +186,8 @@ pub fn run(
 struct Seen<'a> {
     options: &'a ExperimentOptions,
     interrupts: Interrupts,
+    /// Of the whole experiment, where a metric is the kernel's: its cost is the same in every mode.
+    trace: Option<Trace>,
     bar: ProgressBar,
     runs: Vec<Run>,
 }
@@ -202,13 +213,14 @@ impl Seen<'_> {
     }
 
     /// One mode, one run of the load.
-    fn measure(&self, loan: &mut Loan, round: u32, arm: usize) -> Result<Run, ExperimentError> {
+    fn measure(&mut self, loan: &mut Loan, round: u32, arm: usize) -> Result<Run, ExperimentError> {
         if let Some(signal) = self.interrupts.came() {
             return Err(ExperimentError::Interrupted(signal));
         }
         let mode = self.options.modes[arm];
         loan.put_on(mode)?;
         let before = loan.look()?;
+        let traced = self.reading()?;
         let begin = Instant::now();
         let output = match load::run(&self.options.load, self.options.timeout, &self.interrupts) {
             Err(LoadError::Interrupted) => {
@@ -219,8 +231,9 @@ impl Seen<'_> {
             output => output?,
         };
         let seconds = begin.elapsed().as_secs_f64();
+        let kernel = self.kernel(&traced)?;
         let read = |metric: &Metric| {
-            metric.read(&output).map_err(|source| {
+            metric.read(&output, &kernel).map_err(|source| {
                 let name = metric.name.clone();
                 ExperimentError::Metric { name, source, tail: output.tail() }
             })
@@ -237,6 +250,20 @@ impl Seen<'_> {
         }
         self.bar.inc(1);
         Ok(Run { round, arm, seconds, values, selections, local })
+    }
+}
+
+impl Seen<'_> {
+    /// All that the kernel saw so far.
+    fn reading(&mut self) -> Result<Reading, TraceError> {
+        self.trace.as_mut().map_or_else(|| Ok(Reading::default()), Trace::read)
+    }
+
+    /// What it saw since then; nothing where no metric is the kernel's.
+    fn kernel(&mut self, since: &Reading) -> Result<Value, ExperimentError> {
+        let now = self.reading()?;
+        let summary = self.trace.as_ref().map(|trace| trace.summary(&now.since(since)));
+        Ok(serde_json::to_value(summary).unwrap_or_default())
     }
 }
 
