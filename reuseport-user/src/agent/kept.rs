@@ -226,7 +226,9 @@ impl Kept {
             return Ok(None);
         }
         let intents = Intents::read(&pinned.maps).map_err(&of)?;
-        let members = members(group, |cookie| part(&intents, cookie));
+        let mut members = members(group, |cookie| part(&intents, cookie));
+        // What closed since the look has lost its seat, and what that said of its part.
+        members.retain(|it| seats.contains_key(&it.cookie) || !self.seated.contains(&it.cookie));
         let verdict = self.generations.observe(facts.now, &members);
         let mut left_out = unserved.clone();
         left_out.extend(evicted(&seats, &facts.advice.out));
