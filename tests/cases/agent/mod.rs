@@ -18,6 +18,7 @@ mod generations;
 mod healing;
 mod ownership;
 mod rungs;
+mod watch;
 
 /// Longest that anything may take on a busy machine: more is a hang.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::state::Advice;
+use super::shared::Advice;
 use crate::model::{Cpu, CpuSet};
 
 mod backoff;
