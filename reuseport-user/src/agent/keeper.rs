@@ -59,6 +59,8 @@ pub(super) struct Keeper {
     /// This machine, as it was last read.
     topology: Option<Topology>,
     kept: BTreeMap<GroupKey, (Kept, Netns)>,
+    /// Whether another agent was found to keep a group of the target.
+    shared: bool,
     /// When listeners came and went, by cookie, as the kernel told.
     told: Told,
     /// What stood in the way at the last tick.
@@ -89,6 +91,7 @@ impl Keeper {
             object: None,
             topology: None,
             kept: BTreeMap::new(),
+            shared: false,
             told: HashMap::new(),
             problem: None,
             below,
@@ -291,7 +294,9 @@ impl Keeper {
             if group.listeners.len() < 2 && pins.open(&group.key)?.is_none() {
                 return Err(explain_alone(std::slice::from_ref(group)));
             }
-            let lock = pins.lock()?.lock_agent(&group.key)?;
+            let lock = pins.lock()?.lock_agent(&group.key);
+            self.shared |= matches!(lock, Err(PinsError::Owned { .. }));
+            let lock = lock?;
             let fresh = || (Recall::default(), Generations::new(self.generation_timeout));
             let (recall, generations) = self.past.remove(&group.key).unwrap_or_else(fresh);
             let kept = Kept::new(lock, recall, generations);

@@ -114,7 +114,9 @@ impl Kept {
         let Some(Pinned { maps, .. }) = &self.pinned else { return Vec::new() };
         let evicted = |slot: &u32| maps.load(*slot).is_evicted();
         let slots: Vec<u32> = (0..maps.sockets.slots()).filter(evicted).collect();
-        slots.iter().for_each(|slot| maps.set_evicted(*slot, false));
+        for &slot in &slots {
+            maps.set_evicted(slot, false);
+        }
         slots
     }
 

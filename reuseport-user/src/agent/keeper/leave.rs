@@ -35,7 +35,9 @@ impl Keeper {
             }
             let mut state = shared.state();
             let entry = state.groups.iter_mut().find(|group| group.key == *key);
-            entry.into_iter().for_each(|entry| entry.health.unwatched());
+            if let Some(entry) = entry {
+                entry.health.unwatched();
+            }
         }
         if advised {
             self.tick(shared, journal);
@@ -52,6 +54,10 @@ impl Keeper {
             return below.stop(&self.goal.attach, all, journal);
         }
         let outcome = if all && !self.kept.is_empty() {
+            if self.shared {
+                let ours = self.kept.keys().map(|group| group.address.ip());
+                self.goal.attach.target.addrs = ours.collect();
+            }
             give_back(&self.goal.attach, journal)
         } else {
             Ok(())
