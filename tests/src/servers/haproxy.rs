@@ -22,6 +22,7 @@ impl Haproxy {
 
     /// Starts the next one like that, to which this one leaves the port (`-sf`); it ends when its
     /// requests are done.
+    #[must_use]
     pub fn succeed(&self, netns: &Netns, port: u16, cpus: &[u32]) -> Self {
         Self::start_bound(netns, port, cpus, &["-sf", &self.pid().to_string()])
     }
