@@ -10,10 +10,12 @@ use std::time::{Duration, Instant};
 
 use super::generations::{Generations, Part, Verdict, stood_by};
 use super::journal::{Journal, Topic};
+use super::keeper::give_back;
 use super::note::{Told, generations, latencies};
 use super::recall::{Recall, members, pids};
+use super::shared::Shared;
 use super::sight::Sight;
-use super::state::{Phase, SeatState, Shared};
+use super::state::{Phase, SeatState};
 use reuseport_common::abi::Role;
 
 use crate::bpf::pins::{AgentLock, Pins, PinsError};
@@ -21,9 +23,9 @@ use crate::discover::acquire::with_listener;
 use crate::model::{CpuSet, Group, GroupKey, Listener, Netns, Pid};
 use crate::plan::NORMAL_WEIGHT;
 use crate::rungs::{self, PassedOver, Rung, Trace, Why};
+use crate::steer::SteerError;
 use crate::steer::attach::{AttachOptions, AttachReport, Ladder, attach_below};
 use crate::steer::fit::explain_alone;
-use crate::steer::{SteerError, detach};
 use crate::sys::clock;
 use crate::topology::Topology;
 
@@ -263,13 +265,15 @@ impl Below {
         }
     }
 
-    /// Gives everything back: the groups to the kernel's hash if `give_back`, the locks in any case.
-    pub(super) fn stop(self, options: &AttachOptions, give_back: bool) -> Result<(), SteerError> {
-        let outcome = if give_back && !self.groups.is_empty() {
-            detach(&options.target, &options.settings).map(drop)
-        } else {
-            Ok(())
-        };
+    /// Gives everything back: the groups to the kernel's hash if `all`, the locks in any case.
+    pub(super) fn stop(
+        self,
+        options: &AttachOptions,
+        all: bool,
+        journal: &mut Journal,
+    ) -> Result<(), SteerError> {
+        let outcome =
+            if all && !self.groups.is_empty() { give_back(options, journal) } else { Ok(()) };
         for mut known in self.groups.into_values() {
             known.unlock(options);
         }

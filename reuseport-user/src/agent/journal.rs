@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use super::state::Shared;
+use super::shared::Shared;
 use crate::model::GroupKey;
 
 /// Lines on one topic of one group that are written at once, and how long it takes until as many are

@@ -13,8 +13,9 @@ use super::journal::{Journal, Topic};
 use super::kept::{Facts, Kept, Outcome};
 use super::note::{self, Told};
 use super::recall::Recall;
+use super::shared::Shared;
 use super::sight::Sight;
-use super::state::{Phase, Shared};
+use super::state::Phase;
 use super::{AgentOptions, Goal};
 use crate::bpf::maps::Sizes;
 use crate::bpf::object::{LoadOptions, Object};
@@ -24,9 +25,13 @@ use crate::discover::overrides::apply_names;
 use crate::model::{Group, GroupKey, Netns, Pid};
 use crate::rungs::Why;
 use crate::steer::fit::explain_alone;
-use crate::steer::{SteerError, attach::Ladder, detach, ownership::Census};
+use crate::steer::{SteerError, attach::AttachOptions, attach::Ladder, ownership::Census};
 use crate::sys::clock;
 use crate::topology::Topology;
+
+mod leave;
+
+pub(super) use self::leave::give_back;
 
 /// Most changes that are remembered until a tick answers them.
 const MOST_TOLD: usize = 4096;
@@ -54,6 +59,8 @@ pub(super) struct Keeper {
     /// This machine, as it was last read.
     topology: Option<Topology>,
     kept: BTreeMap<GroupKey, (Kept, Netns)>,
+    /// Whether another agent was found to keep a group of the target.
+    shared: bool,
     /// When listeners came and went, by cookie, as the kernel told.
     told: Told,
     /// What stood in the way at the last tick.
@@ -84,12 +91,18 @@ impl Keeper {
             object: None,
             topology: None,
             kept: BTreeMap::new(),
+            shared: false,
             told: HashMap::new(),
             problem: None,
             below,
             climb: Climb::new(options.interval),
             past: BTreeMap::new(),
         }
+    }
+
+    /// What it keeps, and how.
+    pub(super) fn options(&self) -> &AttachOptions {
+        &self.goal.attach
     }
 
     /// What it keeps.
@@ -105,12 +118,12 @@ impl Keeper {
         if rung != before.attach.rung {
             // Whoever keeps it on another rung takes the locks itself.
             for (key, (kept, netns)) in std::mem::take(&mut self.kept) {
+                shared.forget(&key);
                 shared.state().group(key, &netns).unsteered(Phase::Unsteered, None);
                 self.release(kept);
             }
-            if let Some(below) = std::mem::replace(&mut self.below, Below::asked_for(rung)) {
-                // Nothing is given back, so nothing can fail.
-                let _kept = below.stop(&before.attach, false);
+            if let Some(mut below) = std::mem::replace(&mut self.below, Below::asked_for(rung)) {
+                below.hand_over(&before.attach);
             }
         }
         self.climb = Climb::at_once(options.interval);
@@ -281,7 +294,9 @@ impl Keeper {
             if group.listeners.len() < 2 && pins.open(&group.key)?.is_none() {
                 return Err(explain_alone(std::slice::from_ref(group)));
             }
-            let lock = pins.lock()?.lock_agent(&group.key)?;
+            let lock = pins.lock()?.lock_agent(&group.key);
+            self.shared |= matches!(lock, Err(PinsError::Owned { .. }));
+            let lock = lock?;
             let fresh = || (Recall::default(), Generations::new(self.generation_timeout));
             let (recall, generations) = self.past.remove(&group.key).unwrap_or_else(fresh);
             let kept = Kept::new(lock, recall, generations);
@@ -353,46 +368,8 @@ impl Keeper {
         }
     }
 
-    /// What is gone is not ours any more; its pins are cleared when it comes back, or by `detach`.
-    fn forget(&mut self, shared: &Shared, journal: &mut Journal) {
-        let groups = &self.sight.groups;
-        let gone = |key: &GroupKey| !groups.iter().any(|group| group.key == *key);
-        let keys: Vec<GroupKey> = self.kept.keys().copied().filter(gone).collect();
-        for key in keys {
-            let Some((kept, netns)) = self.kept.remove(&key) else { continue };
-            journal.say(Topic::Mapping, Some(key), "nobody listens any more".to_owned());
-            journal.forget(&key);
-            shared.forget(&key);
-            shared.state().group(key, &netns).unsteered(Phase::Gone, None);
-            self.release(kept);
-        }
-    }
-
-    /// Gives everything back: the groups to the kernel's hash if `give_back`, the locks in any case.
-    pub(super) fn stop(mut self, give_back: bool) -> Result<(), SteerError> {
-        if let Some(below) = self.below {
-            return below.stop(&self.goal.attach, give_back);
-        }
-        let outcome = if give_back && !self.kept.is_empty() {
-            detach(self.target(), &self.goal.attach.settings).map(drop)
-        } else {
-            Ok(())
-        };
-        for (kept, _) in std::mem::take(&mut self.kept).into_values() {
-            self.release(kept);
-        }
-        outcome
-    }
-
     fn pins(&self) -> Result<Pins, PinsError> {
         Pins::at(&self.goal.attach.settings.bpffs)
-    }
-
-    fn release(&self, kept: Kept) {
-        // Best effort: the kernel drops the lock with the descriptor.
-        if let Ok(pins) = self.pins().and_then(Pins::lock) {
-            let _left_over = kept.release(&pins);
-        }
     }
 }
 

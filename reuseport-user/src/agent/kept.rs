@@ -7,7 +7,7 @@ use reuseport_common::abi::{Config, Policy, Role};
 
 use super::generations::{Generations, Part, Verdict};
 use super::recall::{Recall, members};
-use super::state::Advice;
+use super::shared::Advice;
 use crate::bpf::object::fingerprint;
 use crate::bpf::owner::Attached;
 use crate::bpf::pins::{AgentLock, LockedPins, Pinned, Pins, PinsError};
@@ -107,6 +107,17 @@ impl Kept {
     /// The pins of the program in force.
     pub(super) fn pinned(&self) -> Option<&Pinned> {
         self.pinned.as_ref()
+    }
+
+    /// Puts slots back that are evicted; says which.
+    pub(super) fn restore(&self) -> Vec<u32> {
+        let Some(Pinned { maps, .. }) = &self.pinned else { return Vec::new() };
+        let evicted = |slot: &u32| maps.load(*slot).is_evicted();
+        let slots: Vec<u32> = (0..maps.sockets.slots()).filter(evicted).collect();
+        for &slot in &slots {
+            maps.set_evicted(slot, false);
+        }
+        slots
     }
 
     /// Makes the mapping right, where the group is ours to steer.
@@ -226,7 +237,9 @@ impl Kept {
             return Ok(None);
         }
         let intents = Intents::read(&pinned.maps).map_err(&of)?;
-        let members = members(group, |cookie| part(&intents, cookie));
+        let mut members = members(group, |cookie| part(&intents, cookie));
+        // What closed since the look has lost its seat, and what that said of its part.
+        members.retain(|it| seats.contains_key(&it.cookie) || !self.seated.contains(&it.cookie));
         let verdict = self.generations.observe(facts.now, &members);
         let mut left_out = unserved.clone();
         left_out.extend(evicted(&seats, &facts.advice.out));

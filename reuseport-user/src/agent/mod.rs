@@ -24,13 +24,15 @@ mod monitor;
 mod note;
 mod pace;
 mod recall;
+mod shared;
 mod sight;
 pub mod state;
 mod usage;
 mod wakes;
 
 pub use crate::discover::overrides::NamedWorker;
-pub use state::{Shared, State};
+pub use shared::Shared;
+pub use state::State;
 pub use wakes::Waker;
 
 use self::journal::{Journal, Topic};
@@ -127,8 +129,9 @@ impl Agent {
         let (mut wakes, waker) = Wakes::new()?;
         let watching = watch(&ports(&options.goals), &mut wakes);
         let shared = Arc::new(Shared::new(waker, watching));
-        let monitor = monitor(&options, &shared)?;
         let goals = std::mem::take(&mut options.goals);
+        shared.keep(goals.iter().map(|goal| goal.attach.clone()).collect());
+        let monitor = monitor(&options, &shared)?;
         Ok(Self {
             keepers: goals.into_iter().map(|goal| Keeper::new(goal, &options)).collect(),
             pace: Pace::new(options.interval),
@@ -160,6 +163,18 @@ impl Agent {
             }
         };
         self.journal.say(Topic::Agent, None, watching);
+        let mut outcome = self.keep(supervisor);
+        supervisor.tell(Stage::Stopping);
+        // Before anything is given back: evictions are stored into maps that are in force.
+        self.monitor = None;
+        for keeper in std::mem::take(&mut self.keepers) {
+            outcome = outcome.and(self.let_go(keeper));
+        }
+        outcome
+    }
+
+    /// Ticks until it is told to stop.
+    fn keep(&mut self, supervisor: &mut dyn Supervisor) -> Result<(), SteerError> {
         self.tick(true)?;
         self.journal.say(Topic::Agent, None, "ready".to_owned());
         supervisor.tell(Stage::Ready);
@@ -179,15 +194,16 @@ impl Agent {
                 self.pace.event(Instant::now());
             }
         }
-        supervisor.tell(Stage::Stopping);
         self.journal.say(Topic::Agent, None, "told to stop".to_owned());
-        // Before anything is detached: evictions are stored into maps that are in force.
-        drop(self.monitor);
-        let mut outcome = Ok(());
-        for keeper in self.keepers {
-            outcome = outcome.and(keeper.stop(self.detach_on_exit));
+        Ok(())
+    }
+
+    /// Keeps a target no longer. Nobody may watch its workers any more.
+    fn let_go(&mut self, mut keeper: Keeper) -> Result<(), SteerError> {
+        if !self.detach_on_exit {
+            keeper.unwatch(&self.shared, &mut self.journal);
         }
-        outcome
+        keeper.stop(self.detach_on_exit, &mut self.journal)
     }
 
     /// Waits for something to happen, at most as long as `pause`; says whether anything did that a tick
@@ -228,12 +244,7 @@ impl Agent {
     }
 
     fn adopt(&mut self, mut options: AgentOptions) {
-        // One at a time: each clears what the one before left.
-        self.monitor = None;
-        self.monitor = monitor(&options, &self.shared).unwrap_or_else(|error| {
-            self.journal.say(Topic::Problem, None, format!("nobody watches the workers: {error}"));
-            None
-        });
+        self.detach_on_exit = options.detach_on_exit;
         let mut before = std::mem::take(&mut self.keepers);
         let watched = ports(&options.goals);
         for goal in std::mem::take(&mut options.goals) {
@@ -247,15 +258,32 @@ impl Agent {
             };
             self.keepers.push(keeper);
         }
+        // Whose workers it watches goes by the groups, which change now.
+        if !options.spill || !before.is_empty() {
+            self.monitor = None;
+        }
         for keeper in before {
-            if let Err(error) = keeper.stop(options.detach_on_exit) {
+            if let Err(error) = self.let_go(keeper) {
                 self.journal.say(Topic::Problem, None, error.to_string());
             }
+        }
+        let kept = self.keepers.iter().map(|keeper| keeper.options().clone()).collect();
+        for group in self.shared.keep(kept) {
+            self.journal.forget(&group);
+        }
+        match &self.monitor {
+            Some(monitor) => monitor.widen(options.widen),
+            None => match monitor(&options, &self.shared) {
+                Ok(monitor) => self.monitor = monitor,
+                Err(error) => {
+                    let what = format!("nobody watches the workers: {error}");
+                    self.journal.say(Topic::Problem, None, what);
+                }
+            },
         }
         if let Err(error) = self.wakes.listen_to(&watched) {
             self.journal.say(Topic::Problem, None, error.to_string());
         }
-        self.detach_on_exit = options.detach_on_exit;
         self.pace.set_interval(options.interval);
         self.pace.event(Instant::now());
     }
@@ -273,6 +301,11 @@ impl Agent {
                 None => {}
             }
         }
+        if self.monitor.is_none() {
+            for keeper in &mut self.keepers {
+                keeper.unwatch(&self.shared, &mut self.journal);
+            }
+        }
         let workers: BTreeSet<_> = self.keepers.iter().flat_map(Keeper::workers).collect();
         self.wakes.follow(&workers);
         let now = Instant::now();
@@ -287,8 +320,7 @@ impl Agent {
 
 /// Starts to watch the workers, where that is asked for.
 fn monitor(options: &AgentOptions, shared: &Arc<Shared>) -> Result<Option<Monitor>, SyscallError> {
-    let targets = || options.goals.iter().map(|goal| goal.attach.clone()).collect();
-    let start = || Monitor::start(targets(), Arc::clone(shared), options.widen);
+    let start = || Monitor::start(Arc::clone(shared), options.widen);
     options.spill.then(start).transpose()
 }
 

@@ -16,7 +16,8 @@ use super::health::{self, Health};
 use super::journal::{Journal, Topic};
 use reuseport_common::abi::{Policy, Role};
 
-use super::state::{Evicted, GroupState, Phase, SeatState, Shared};
+use super::shared::Shared;
+use super::state::{Evicted, GroupState, Phase, SeatState};
 use super::usage::Usage;
 use crate::bpf::BpfError;
 use crate::bpf::maps::Maps;
@@ -32,38 +33,51 @@ use crate::topology::{Topology, TopologyError};
 /// Longest sleep: how long a group that was just attached, or the end, has to wait.
 const NAP: Duration = Duration::from_millis(50);
 
+/// Shortest sleep, whatever is due.
+const REST: Duration = Duration::from_millis(1);
+
 /// What cannot be looked at is tried again after this.
 const RETRY: Duration = Duration::from_secs(1);
 
 /// A running monitor; it ends when this is dropped.
 #[derive(Debug)]
 pub(super) struct Monitor {
-    stop: Arc<AtomicBool>,
+    orders: Arc<Orders>,
     thread: Option<JoinHandle<()>>,
 }
 
+/// What the thread is told.
+#[derive(Debug, Default)]
+struct Orders {
+    stop: AtomicBool,
+    widen: AtomicBool,
+}
+
 impl Monitor {
-    /// Watches the groups of these targets that `shared` says are steered.
-    pub(super) fn start(
-        targets: Vec<AttachOptions>,
-        shared: Arc<Shared>,
-        widen: bool,
-    ) -> Result<Self, SyscallError> {
-        let stop = Arc::new(AtomicBool::new(false));
-        let stopped = Arc::clone(&stop);
+    /// Watches the groups that `shared` says are steered.
+    pub(super) fn start(shared: Arc<Shared>, widen: bool) -> Result<Self, SyscallError> {
+        let orders = Arc::<Orders>::default();
         let journal = Journal::new(Arc::clone(&shared));
-        let rounds = Rounds { targets, shared, journal, widen, groups: BTreeMap::new() };
+        let told = Arc::clone(&orders);
+        let rounds = Rounds { shared, journal, orders: told, groups: BTreeMap::new() };
         let thread = thread::Builder::new()
             .name("monitor".to_owned())
-            .spawn(move || rounds.run(&stopped))
+            .spawn(move || rounds.run())
             .map_err(|source| SyscallError { call: "clone (a thread)", source })?;
-        Ok(Self { stop, thread: Some(thread) })
+        let monitor = Self { orders, thread: Some(thread) };
+        monitor.widen(widen);
+        Ok(monitor)
+    }
+
+    /// Whether rows are to be shared that overload a worker.
+    pub(super) fn widen(&self, widen: bool) {
+        self.orders.widen.store(widen, Ordering::Relaxed);
     }
 }
 
 impl Drop for Monitor {
     fn drop(&mut self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.orders.stop.store(true, Ordering::Relaxed);
         if let Some(thread) = self.thread.take() {
             // A panic was told already.
             let _panicked = thread.join();
@@ -73,10 +87,9 @@ impl Drop for Monitor {
 
 /// What the thread has.
 struct Rounds {
-    targets: Vec<AttachOptions>,
     shared: Arc<Shared>,
     journal: Journal,
-    widen: bool,
+    orders: Arc<Orders>,
     groups: BTreeMap<GroupKey, Watched>,
 }
 
@@ -106,6 +119,8 @@ struct Eyes {
 /// Why a group cannot be looked at.
 #[derive(Debug, thiserror::Error)]
 enum MonitorError {
+    #[error("it is none of those that are to be kept")]
+    NotKept,
     #[error(transparent)]
     Discover(#[from] DiscoverError),
     #[error(transparent)]
@@ -117,28 +132,34 @@ enum MonitorError {
 }
 
 impl Rounds {
-    fn run(mut self, stop: &AtomicBool) {
-        while !stop.load(Ordering::Relaxed) {
+    fn run(mut self) {
+        while !self.orders.stop.load(Ordering::Relaxed) {
             self.follow();
+            let widen = self.orders.widen.load(Ordering::Relaxed);
             let mut next = Instant::now() + NAP;
             for (key, watched) in &mut self.groups {
                 if watched.due <= Instant::now() {
-                    watched.poll(key, &self.shared, &mut self.journal, self.widen);
+                    watched.poll(key, &self.shared, &mut self.journal, widen);
                 }
                 next = next.min(watched.due);
             }
-            thread::sleep(next.saturating_duration_since(Instant::now()));
+            thread::sleep(next.saturating_duration_since(Instant::now()).max(REST));
         }
     }
 
     /// Takes note of groups that came, went, or have another mapping.
     fn follow(&mut self) {
+        // On a lower rung there are no maps: nobody can be evicted.
         let steered = |group: &&GroupState| {
-            group.phase == Phase::Steered && group.key.protocol == Protocol::Tcp
+            let tcp = group.key.protocol == Protocol::Tcp;
+            group.phase == Phase::Steered && tcp && group.pins.is_some()
         };
         let state = self.shared.state();
         let groups = || state.groups.iter().filter(steered);
-        self.groups.retain(|key, _| groups().any(|group| group.key == *key));
+        let is_gone = |key: &GroupKey| !groups().any(|group| group.key == *key);
+        for (key, _) in self.groups.extract_if(.., |key, _| is_gone(key)) {
+            self.journal.forget(&key);
+        }
         let revised = |group: &&GroupState| {
             self.groups.get(&group.key).is_none_or(|watched| {
                 let stale = match &watched.eyes {
@@ -157,12 +178,10 @@ impl Rounds {
                 health: Health::default(),
                 due: Instant::now(),
             });
-            let target = self.targets.iter().find(|it| it.target.port == group.key.address.port());
-            let Some(options) = target else { continue };
             watched.revision = revision(&group);
             watched.due = Instant::now();
             let key = group.key;
-            if let Err(error) = watched.turn_to(group, options) {
+            if let Err(error) = watched.turn_to(group, &self.shared.targets()) {
                 watched.blind(&key, &error, &mut self.journal);
             }
         }
@@ -175,8 +194,16 @@ fn revision(group: &GroupState) -> Revision {
 
 impl Watched {
     /// Looks at a group's present mapping.
-    fn turn_to(&mut self, group: GroupState, options: &AttachOptions) -> Result<(), MonitorError> {
-        let Some(directory) = &group.pins else { return Ok(()) };
+    fn turn_to(
+        &mut self,
+        group: GroupState,
+        targets: &[AttachOptions],
+    ) -> Result<(), MonitorError> {
+        // The port alone does not tell: it may be kept in several namespaces, and for UDP beside TCP.
+        let options = targets.iter().find(|it| it.target.means(&group.key, &group.netns));
+        let (Some(directory), Some(options)) = (&group.pins, options) else {
+            return Err(MonitorError::NotKept);
+        };
         let maps = pins::maps(directory)?;
         let (look, usage) = match self.eyes.take() {
             Some(eyes) => (eyes.look, eyes.usage),
@@ -310,7 +337,10 @@ impl Eyes {
         let seat = self.group.seats.iter().find(|seat| seat.slot == slot);
         let pids: Vec<String> =
             seat.iter().flat_map(|seat| &seat.pids).map(ToString::to_string).collect();
-        let who = format!("slot {slot} (process {})", pids.join(", "));
+        let who = match &pids[..] {
+            [] => format!("slot {slot} (nobody serves it)"),
+            pids => format!("slot {slot} (process {})", pids.join(", ")),
+        };
         match turn {
             Turn::Evicted { cause: Cause::Stalled, after, queued } => format!(
                 "{who} evicted: it has accepted next to nothing for {after:.0?}, {queued} wait"

@@ -1,18 +1,13 @@
 //! What the agent knows and did, as plain data: metrics, `top` and `status` read it.
-//!
-//! [`Shared`] is what every thread of the agent's process has of it. The tick writes it, others read
-//! it; what they want of the tick they leave there too ([`Shared::advise`]) and wake it.
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::VecDeque;
 use std::path::PathBuf;
-use std::sync::{Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use reuseport_common::abi::Role;
 use serde::{Deserialize, Serialize};
 
 use super::health::slot::Cause;
-use super::wakes::Waker;
 use crate::model::{CpuSet, GroupKey, Netns, Pid};
 use crate::plan::{role_name, role_of_name};
 use crate::rungs::Choice;
@@ -130,6 +125,14 @@ pub struct HealthState {
     pub widenings: u64,
 }
 
+impl HealthState {
+    /// Nobody looks any more; what was counted stays.
+    pub(super) fn unwatched(&mut self) {
+        let Self { evictions, widenings, .. } = *self;
+        *self = Self { evictions, widenings, ..Self::default() };
+    }
+}
+
 /// Evictions by their cause.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Evictions {
@@ -239,27 +242,9 @@ pub struct Event {
     pub what: String,
 }
 
-/// What somebody who watches the workers wants the next plan to heed.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Advice {
-    /// Slots that shall get nothing, and stand in for nobody.
-    pub out: Vec<u32>,
-    /// Rows that all workers shall share.
-    pub hot: CpuSet,
-}
-
-/// What the threads of the agent's process share.
-#[derive(Debug)]
-pub struct Shared {
-    state: Mutex<State>,
-    advice: Mutex<HashMap<GroupKey, Advice>>,
-    /// Ends the tick's sleep.
-    pub waker: Waker,
-}
-
-impl Shared {
-    pub(super) fn new(waker: Waker, watching: Watching) -> Self {
-        let state = State {
+impl State {
+    pub(super) fn new(watching: Watching) -> Self {
+        Self {
             pid: std::process::id(),
             started_at: since_epoch().as_secs(),
             watching,
@@ -268,39 +253,9 @@ impl Shared {
             last_tick: Duration::ZERO,
             groups: Vec::new(),
             events: VecDeque::new(),
-        };
-        Self { state: Mutex::new(state), advice: Mutex::default(), waker }
-    }
-
-    /// The state, for a moment: the tick waits meanwhile.
-    pub fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-
-    /// Leaves advice for the next plan of a group and has one made where it is new.
-    pub fn advise(&self, group: GroupKey, advice: Advice) {
-        let mut all = self.advice.lock().unwrap_or_else(PoisonError::into_inner);
-        let place = all.entry(group).or_default();
-        if *place != advice {
-            *place = advice;
-            drop(all);
-            self.waker.wake();
         }
     }
 
-    /// Nobody's advice for a group that is gone is kept.
-    pub(super) fn forget(&self, group: &GroupKey) {
-        self.advice.lock().unwrap_or_else(PoisonError::into_inner).remove(group);
-    }
-
-    /// What was last advised for a group.
-    pub(super) fn advice(&self, group: &GroupKey) -> Advice {
-        let all = self.advice.lock().unwrap_or_else(PoisonError::into_inner);
-        all.get(group).cloned().unwrap_or_default()
-    }
-}
-
-impl State {
     /// The group's entry; a new one where it has none.
     pub(super) fn group(&mut self, key: GroupKey, netns: &Netns) -> &mut GroupState {
         let place = self.groups.iter().position(|group| group.key == key);

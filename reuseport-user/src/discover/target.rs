@@ -3,10 +3,10 @@
 use std::fs::File;
 use std::net::IpAddr;
 use std::os::fd::AsRawFd as _;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use super::DiscoverError;
-use crate::model::{Netns, Pid, Protocol};
+use crate::model::{GroupKey, Netns, Pid, Protocol};
 use crate::sys::netns;
 
 /// Where to look.
@@ -45,6 +45,19 @@ impl Target {
     #[must_use]
     pub fn everywhere(&self) -> Self {
         Self { addrs: Vec::new(), netns: NetnsChoice::Auto, ..*self }
+    }
+
+    /// Whether it means this group, which was found in `netns`.
+    pub(crate) fn means(&self, group: &GroupKey, netns: &Netns) -> bool {
+        let leads_there = |path: &Path| netns::inode(path).is_ok_and(|inode| inode == netns.inode);
+        let there = match &self.netns {
+            NetnsChoice::Auto => true,
+            NetnsChoice::Pid(pid) => leads_there(format!("/proc/{pid}/ns/net").as_ref()),
+            NetnsChoice::Path(path) => leads_there(path),
+        };
+        let address = group.address;
+        let named = self.addrs.is_empty() || self.addrs.contains(&address.ip());
+        there && named && (self.port, self.protocol) == (address.port(), group.protocol)
     }
 
     /// A target that means this namespace alone, in which it was found, also when others begin to listen

@@ -43,7 +43,7 @@ fn quantile(figures: &[Duration], share: f64) -> Duration {
 }
 
 /// Connections that the kernel moved from a listener that closed, and those that it could not.
-fn migrations(netns: &Netns) -> [u64; 2] {
+pub(super) fn migrations(netns: &Netns) -> [u64; 2] {
     let path = "/proc/thread-self/net/netstat";
     let text = netns.run_in(|| std::fs::read_to_string(path).expect("the kernel's counters"));
     let mut lines = text.lines().filter_map(|line| line.strip_prefix("TcpExt: "));

@@ -3,6 +3,7 @@
 use std::fs;
 use std::os::unix::net::UnixDatagram;
 use std::path::Path;
+use std::process::Command;
 
 use reuseport_tests::agent::Agent;
 use reuseport_tests::binary;
@@ -12,23 +13,23 @@ use reuseport_tests::{cpus, eventually, require};
 use super::{PATIENCE, two};
 use crate::scene::{Scene, refused};
 
-const GOOD: &str = "[[target]]\nport = 8080\nnetns = '/proc/self/ns/net'\n";
+pub(super) const GOOD: &str = "[[target]]\nport = 8080\nnetns = '/proc/self/ns/net'\n";
 
 /// A configuration file.
-struct File(tempfile::NamedTempFile);
+pub(super) struct File(tempfile::NamedTempFile);
 
 impl File {
-    fn new(text: &str) -> Self {
+    pub(super) fn new(text: &str) -> Self {
         let file = Self(tempfile::NamedTempFile::new().expect("a temporary file"));
         file.write(text);
         file
     }
 
-    fn write(&self, text: &str) {
+    pub(super) fn write(&self, text: &str) {
         fs::write(self.0.path(), text).expect("write the configuration");
     }
 
-    fn path(&self) -> &Path {
+    pub(super) fn path(&self) -> &Path {
         self.0.path()
     }
 }
@@ -36,13 +37,19 @@ impl File {
 impl Scene {
     /// An agent with this configuration.
     fn agent_of(&self, file: &File, env: &[(&str, &str)]) -> Agent {
-        let mut command = self.netns.command(binary::path());
+        let mut command = self.agent_command(file);
         command.envs(env.iter().copied());
-        command.args(["agent", "--bpffs"]).arg(self.bpffs.path());
-        command.arg("--config").arg(file.path());
         let mut agent = Agent::of(command);
         agent.wait_for("ready");
         agent
+    }
+
+    /// What starts an agent with this configuration.
+    pub(super) fn agent_command(&self, file: &File) -> Command {
+        let mut command = self.netns.command(binary::path());
+        command.args(["agent", "--bpffs"]).arg(self.bpffs.path());
+        command.arg("--config").arg(file.path());
+        command
     }
 }
 
@@ -196,13 +203,25 @@ fn a_service_manager_is_told() {
 fn the_log_can_be_json() {
     require::cpus(2);
     let scene = Scene::new();
-    let agent = scene.agent(&["--log-format", "json"]);
-    let log = agent.stop();
-    let lines: Vec<serde_json::Value> =
-        log.lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect();
-    let attached = lines.iter().find(|line| line["topic"] == "mapping").expect("a decision");
-    assert_eq!(attached["group"], "tcp 0.0.0.0:8080", "{attached}");
-    let words = attached["message"].as_str().expect("words");
-    assert!(words.starts_with("attached: 2 listeners"), "{attached}");
-    assert!(attached["timestamp"].is_string() && attached["level"] == "INFO", "{attached}");
+    for args in [&["--log-format", "json"][..], &["--json"]] {
+        let agent = scene.agent(args);
+        let log = agent.stop();
+        let lines: Vec<serde_json::Value> =
+            log.lines().map(|line| serde_json::from_str(line).expect("a JSON object")).collect();
+        let attached = lines.iter().find(|line| line["topic"] == "mapping").expect("a decision");
+        assert_eq!(attached["group"], "tcp 0.0.0.0:8080", "{attached}");
+        let words = attached["message"].as_str().expect("words");
+        assert!(words.contains(": 2 listeners"), "{attached}");
+        assert!(attached["timestamp"].is_string() && attached["level"] == "INFO", "{attached}");
+    }
+    let file = File::new(GOOD);
+    let path = file.path().to_str().expect("a path of ours is text");
+    let check = ["agent", "--config", path, "--check", "--json"];
+    assert_eq!(binary::Cli::new(check).run().ok().json(), serde_json::json!({ "targets": 1 }));
+}
+
+#[test]
+fn what_to_keep_is_to_be_told() {
+    let outcome = binary::Cli::new(["agent"]).run().fails(2);
+    assert!(outcome.stderr.contains("--port") && outcome.stderr.contains("--config"), "{outcome}");
 }

@@ -18,6 +18,8 @@ mod generations;
 mod healing;
 mod ownership;
 mod rungs;
+mod servers;
+mod watch;
 
 /// Longest that anything may take on a busy machine: more is a hang.
 const PATIENCE: Duration = Duration::from_secs(30);

@@ -3,6 +3,8 @@
 use reuseport_tests::agent::Agent;
 use reuseport_tests::hostile::{Deed, Stranger, attach_classic, detach};
 use reuseport_tests::require;
+use reuseport_tests::worker::Spec;
+use serde_json::Value;
 
 use super::two;
 use crate::scene::Scene;
@@ -21,6 +23,28 @@ fn a_second_agent_is_refused_and_told_who_is_there() {
     scene.agent(&["--detach-on-exit"]).stop();
     scene.hashed();
     assert_eq!(scene.bpffs.pins(), [""; 0]);
+}
+
+/// Of two groups on a port one is another agent's: that one is left alone to the end.
+#[test]
+fn what_another_agent_keeps_is_not_given_back() {
+    let two = Spec { listeners: 2, addr: "127.0.0.1,127.0.0.2", ..Spec::default() };
+    let scene = Scene::of(&[two.clone(), two]);
+    let first = scene.agent(&["--addr", "127.0.0.2"]);
+    let args = ["--detach-on-exit", "--generation-timeout", "60s"];
+    let mut second = Agent::spawn(&scene.netns, &scene.bpffs, 8080, &args);
+    assert_eq!(second.ended(), Some(7), "{}", second.log());
+    let groups = scene.cli("status", &["--json"]).run().ok().json();
+    let attached = |address: &str| {
+        let of = |group: &&Value| group["group"].to_string().contains(address);
+        let group = groups.as_array().expect("groups").iter().find(of);
+        group.unwrap_or_else(|| panic!("no {address}: {groups:#}"))["attached"]["state"].clone()
+    };
+    assert_eq!(
+        (attached("127.0.0.1"), attached("127.0.0.2")),
+        ("nothing".into(), "program".into())
+    );
+    first.stop();
 }
 
 /// Noticed and told; not fought; and ours is back when it is gone.

@@ -1,5 +1,7 @@
 //! HAProxy with `shards by-thread`: one process, a listener and an epoll set for each thread.
 
+use std::time::Duration;
+
 use crate::client::{Target, exchange};
 use crate::netns::Netns;
 use crate::servers::{Home, Server, command};
@@ -15,18 +17,35 @@ impl Haproxy {
     /// Starts it with a thread for each of `cpus` (ascending, two at least), bound to it, on
     /// 0.0.0.0:`port` in `netns`.
     pub fn start(netns: &Netns, port: u16, cpus: &[u32]) -> Self {
+        Self::start_bound(netns, port, cpus, &[])
+    }
+
+    /// Starts the next one like that, to which this one leaves the port (`-sf`); it ends when its
+    /// requests are done.
+    #[must_use]
+    pub fn succeed(&self, netns: &Netns, port: u16, cpus: &[u32]) -> Self {
+        Self::start_bound(netns, port, cpus, &["-sf", &self.pid().to_string()])
+    }
+
+    fn start_bound(netns: &Netns, port: u16, cpus: &[u32], more: &[&str]) -> Self {
         // HAProxy 2.6 takes a line for a single thread (`cpu-map 1/1 0`) and binds nothing.
         let list: Vec<_> = cpus.iter().map(u32::to_string).collect();
         let bound = format!("  cpu-map auto:1/1-{} {}", cpus.len(), list.join(" "));
-        Self::start_with(netns, port, cpus.len(), &bound)
+        Self::start_with(netns, port, cpus.len(), &bound, more)
     }
 
     /// Starts it with `threads` threads that may run anywhere.
     pub fn start_unbound(netns: &Netns, port: u16, threads: usize) -> Self {
-        Self::start_with(netns, port, threads, "")
+        Self::start_with(netns, port, threads, "", &[])
     }
 
-    fn start_with(netns: &Netns, port: u16, threads: usize, bound: &str) -> Self {
+    /// Waits for its end.
+    pub fn wait(&mut self) {
+        let ended = self.server.process.wait(Duration::from_secs(20)).is_some();
+        assert!(ended, "haproxy {} does not end", self.pid());
+    }
+
+    fn start_with(netns: &Netns, port: u16, threads: usize, bound: &str, more: &[&str]) -> Self {
         let home = Home::new(None);
         let configuration = home.write(
             "haproxy.cfg",
@@ -46,7 +65,7 @@ impl Haproxy {
             ),
         );
         let mut command = command(netns, "haproxy", Become::default());
-        command.args(["-db", "-f"]).arg(configuration);
+        command.args(["-db", "-f"]).arg(configuration).args(more);
         let target = Target::http(&format!("127.0.0.1:{port}"));
         let ready = |_| netns.run_in(|| exchange(&target).is_ok());
         let server = Server::start("haproxy", home, &mut command, libc::SIGTERM, ready);

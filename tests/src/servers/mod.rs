@@ -27,7 +27,7 @@ mod script;
 pub use compiled::{Compiled, Language, Program};
 pub use gunicorn::{Application, Gunicorn};
 pub use haproxy::Haproxy;
-pub use nginx::Nginx;
+pub use nginx::{Nginx, NginxDaemon};
 pub use pgbouncer::{PgBouncer, PgBouncers};
 pub use postgres::Postgres;
 pub use prefork::{Prefork, Sharing};

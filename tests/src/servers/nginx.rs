@@ -7,7 +7,7 @@ use crate::client::{Target, exchange};
 use crate::eventually;
 use crate::netns::Netns;
 use crate::servers::{Home, Server, command};
-use crate::sys::Become;
+use crate::sys::{self, Become};
 
 /// A running nginx; it answers with the pid of the worker that served.
 #[derive(Debug)]
@@ -17,11 +17,19 @@ pub struct Nginx {
     workers: usize,
 }
 
+/// A running nginx that is a daemon, which it must be to replace its own binary. It answers as
+/// [`Nginx`] does.
+#[derive(Debug)]
+pub struct NginxDaemon {
+    /// A shell that takes the daemon along.
+    shell: Server,
+}
+
 impl Nginx {
     /// Starts it with `workers` processes on 0.0.0.0:`port` in `netns`, bound to CPUs by nginx.
     pub fn start(netns: &Netns, port: u16, workers: usize) -> Self {
         let home = Home::new(None);
-        configure(&home, port, workers);
+        configure(&home, port, workers, false);
         let mut command = command(netns, "nginx", Become::default());
         command.arg("-p").arg(home.path()).arg("-e").arg(home.path().join("errors"));
         command.arg("-c").arg(home.path().join("nginx.conf"));
@@ -47,7 +55,7 @@ impl Nginx {
     /// Changes the number of workers in its configuration, and reloads.
     pub fn resize(&mut self, workers: usize) {
         self.workers = workers;
-        configure(&self.server.home, self.port, workers);
+        configure(&self.server.home, self.port, workers, false);
         self.reload();
     }
 
@@ -63,12 +71,52 @@ impl Nginx {
     }
 }
 
-fn configure(home: &Home, port: u16, workers: usize) {
+impl NginxDaemon {
+    /// As [`Nginx::start`].
+    pub fn start(netns: &Netns, port: u16, workers: usize) -> Self {
+        let home = Home::new(None);
+        configure(&home, port, workers, true);
+        // By its path, as it starts the next binary by that.
+        let script = "$(command -v nginx) -p $0 -e $0/errors -c $0/nginx.conf || exit
+            trap 'kill -TERM $(cat $0/pid); kill $!; exit' TERM
+            sleep infinity & wait";
+        let mut command = command(netns, "sh", Become::default());
+        command.arg("-c").arg(script).arg(home.path());
+        let target = Target::http(&format!("127.0.0.1:{port}"));
+        let ready = |_| netns.run_in(|| exchange(&target).is_ok());
+        Self { shell: Server::start("nginx", home, &mut command, libc::SIGTERM, ready) }
+    }
+
+    /// The master's process id: of the newer one, where there are two.
+    pub fn pid(&self) -> u32 {
+        let path = self.shell.home.path().join("pid");
+        let text = std::fs::read_to_string(path).expect("its pid file");
+        text.trim().parse().expect("a pid")
+    }
+
+    /// Starts another binary beside the one that runs, and waits until it has as many workers. The
+    /// older master's process id: it goes on until it is told to quit.
+    pub fn upgrade(&self) -> u32 {
+        let old = self.pid();
+        let workers = crate::process::children(old).len();
+        sys::kill(old, libc::SIGUSR2).expect("signal nginx");
+        let begun = eventually(Duration::from_secs(20), || {
+            let path = self.shell.home.path().join("pid");
+            let new = std::fs::read_to_string(path).ok().and_then(|it| it.trim().parse().ok());
+            new.is_some_and(|new| new != old && crate::process::children(new).len() == workers)
+        });
+        assert!(begun, "nginx did not start its new binary");
+        old
+    }
+}
+
+fn configure(home: &Home, port: u16, workers: usize, daemon: bool) {
     let path = home.path().display();
+    let daemon = if daemon { "on" } else { "off" };
     home.write(
         "nginx.conf",
         &format!(
-            "daemon off;\n\
+            "daemon {daemon};\n\
              pid {path}/pid;\n\
              worker_processes {workers};\n\
              worker_cpu_affinity auto;\n\

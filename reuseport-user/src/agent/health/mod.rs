@@ -11,7 +11,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use super::state::Advice;
+use super::shared::Advice;
 use crate::model::{Cpu, CpuSet};
 
 mod backoff;
@@ -28,8 +28,8 @@ pub const LASTING: Duration = Duration::from_secs(1);
 pub const BUSY_POLL: Duration = Duration::from_millis(10);
 
 /// Between polls without traffic. Whoever stopped accepting before it came back must still be
-/// noticed within 100 ms.
-pub const IDLE_POLL: Duration = Duration::from_millis(50);
+/// noticed within 100 ms of the first connection, of which a busy machine takes its part.
+pub const IDLE_POLL: Duration = Duration::from_millis(30);
 
 /// Without traffic for as long as this, a group is idle.
 const IDLE: Duration = Duration::from_secs(1);

@@ -7,12 +7,14 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result};
-use clap::ValueEnum;
+use clap::{ArgGroup, ValueEnum};
 use sd_notify::NotifyState;
+use serde::Serialize;
 use signal_hook::consts::{SIGHUP, SIGINT, SIGTERM};
 use tracing_subscriber::filter::LevelFilter;
 
 use super::args::{CommonArgs, PolicyArg, RungArg, WhereArgs, duration};
+use super::output::to_json;
 use crate::agent::{Agent, AgentOptions, Goal, Order, Shared, Stage, Supervisor, Waker};
 use crate::discover::DiscoverError;
 use crate::observe::Snapshot;
@@ -43,7 +45,8 @@ Examples:
   reuseport-steer agent --config /etc/reuseport-steer.toml --check
 
 Signals:
-  TERM, INT  end after the tick that runs; the ports stay steered (but see --detach-on-exit)
+  TERM, INT  end after the tick that runs; the ports stay steered (but see --detach-on-exit), and
+             workers that were steered around get their connections back: nobody would do it later
   HUP        read --config again; a file that is wrong changes nothing
 
 Configuration (--config), every setting but `port` optional:
@@ -62,9 +65,10 @@ Configuration (--config), every setting but `port` optional:
   [[target.worker]]       # where it cannot be seen on which CPUs a worker runs
   name = \"web-0\"
   cpus = \"0-1\"")]
+#[command(group(ArgGroup::new("what").args(["port", "config"]).required(true)))]
 pub(super) struct Args {
     /// Port that listeners share (repeatable)
-    #[arg(short, long, value_name = "PORT", required_unless_present = "config", value_parser = clap::value_parser!(u16).range(1..))]
+    #[arg(short, long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..))]
     port: Vec<u16>,
     #[command(flatten)]
     place: WhereArgs,
@@ -85,7 +89,7 @@ pub(super) struct Args {
     #[arg(long)]
     detach_on_exit: bool,
     /// Read targets and settings from this TOML file instead
-    #[arg(long, value_name = "FILE", conflicts_with_all = ["port", "addr", "pid", "netns", "udp", "policy", "rung", "reconcile_interval", "generation_timeout", "detach_on_exit", "spill", "widen"])]
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["addr", "pid", "netns", "udp", "policy", "rung", "reconcile_interval", "generation_timeout", "detach_on_exit", "spill", "widen"])]
     config: Option<PathBuf>,
     /// Say whether the configuration is right, and change nothing
     #[arg(long)]
@@ -104,7 +108,7 @@ pub(super) struct Args {
     /// idle; takes `--spill on`
     #[arg(long, value_enum, default_value_t = WidenArg::Auto)]
     widen: WidenArg,
-    /// How log lines look
+    /// How log lines look; --json is short for json
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     log_format: LogFormat,
     #[command(flatten)]
@@ -168,16 +172,12 @@ impl Args {
     }
 
     /// Serves what the agent knows, where asked to, for as long as the result lives.
-    fn serve(
-        &self,
-        targets: Vec<AttachOptions>,
-        shared: Arc<Shared>,
-    ) -> Result<Option<Server>, ServeError> {
+    fn serve(&self, shared: Arc<Shared>) -> Result<Option<Server>, ServeError> {
         let Some(endpoint) = self.metrics.clone() else { return Ok(None) };
         // The guard of the state lives for the copy alone.
         let look = move || {
             let state = shared.state().clone();
-            Snapshot::of_agent(&targets, state)
+            Snapshot::of_agent(&shared.targets(), state)
         };
         let server = Server::start(endpoint.clone(), self.metrics_remote, look)?;
         tracing::info!("metrics on {endpoint}");
@@ -188,16 +188,25 @@ impl Args {
 pub(super) fn run(args: &Args) -> Result<()> {
     let options = args.options()?;
     if args.check {
-        let targets = options.goals.len();
-        writeln!(super::stdout(), "the configuration is right: {targets} target(s)")?;
+        let checked = Checked { targets: options.goals.len() };
+        let mut out = super::stdout();
+        if args.common.json {
+            return to_json(&mut out, &checked);
+        }
+        writeln!(out, "the configuration is right: {} target(s)", checked.targets)?;
         return Ok(());
     }
-    start_log(args.log_format);
-    let targets = options.goals.iter().map(|goal| goal.attach.clone()).collect();
+    start_log(if args.common.json { LogFormat::Json } else { args.log_format });
     let agent = Agent::new(options).map_err(DiscoverError::from).map_err(SteerError::from)?;
-    let _server = args.serve(targets, agent.shared())?;
+    let _server = args.serve(agent.shared())?;
     let mut process = Process::new(args, &agent.shared().waker).context("handle signals")?;
     Ok(agent.run(&mut process)?)
+}
+
+/// A configuration that is right.
+#[derive(Serialize)]
+struct Checked {
+    targets: usize,
 }
 
 /// This process, as the agent's supervisor: signals order, systemd is told.

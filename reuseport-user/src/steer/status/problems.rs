@@ -123,7 +123,8 @@ fn seat_problems(status: &GroupStatus, rows: &[Row]) -> Vec<Notice> {
         problems.extend(status.listeners.iter().filter_map(|it| moved(it, status)));
     }
     problems.extend(status.listeners.iter().filter(|it| it.evicted).filter_map(evicted));
-    let active = |it: &&ListenerStatus| it.weight > 0 && it.role == Role::Active;
+    // Who is evicted for long is planned around, which is told already.
+    let active = |it: &&ListenerStatus| it.weight > 0 && it.role == Role::Active && !it.evicted;
     let missed = |it: &ListenerStatus| it.slot.is_some_and(|slot| !named.contains(&slot));
     let unnamed = status.listeners.iter().filter(active).filter(|it| missed(it)).count();
     if unnamed > 0 && !rows.is_empty() {

@@ -1,21 +1,26 @@
 //! Workers that are killed, stopped, started, and join, in any order, under load: after each event
 //! the mapping is right, and no connection is lost but those that a killed worker had in hand.
 
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::thread::sleep;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use reuseport_tests::measure::Rng;
+use reuseport_tests::netns::Netns;
 use reuseport_tests::require;
 use reuseport_tests::traffic::{Pace, Plan, Traffic};
 use reuseport_tests::worker::{Spec, Worker};
 use reuseport_tests::{cpus, eventually};
+use reuseport_user::discover::{Look, NetnsChoice, Target};
+use reuseport_user::model;
 
 use super::super::{PATIENCE, two};
 use super::mapping::{Live, Mapping};
 use super::{is_full, length, migrations, quantile};
 use crate::scene::Scene;
 
+const PORT: u16 = 8080;
 /// Workers in the beginning; as many as are ever missing return.
 const USUAL: u32 = 8;
 /// With those that join.
@@ -55,6 +60,9 @@ struct Run {
     pins: PathBuf,
     healed: Vec<Duration>,
     spilled: Vec<Duration>,
+    /// From the first connection that waits at a stopped worker until it is steered around.
+    held: Vec<Duration>,
+    look: Look,
     scene: Scene,
 }
 
@@ -91,7 +99,7 @@ fn after_any_event_the_mapping_is_right_and_nothing_else_is_lost() {
     println!(
         "{} connections, {failed} failed, {} in the hands of killed workers; {moved} migrated, {lost} \
          could not be. {} heals: median {:.1?}, p99 {:.1?}, most {:.1?}. {} stops until steered \
-         around: median {:.1?}, p99 {:.1?}",
+         around: median {:.1?}, p99 {:.1?}; from the first that waits: median {:.1?}, p99 {:.1?}",
         connections.len(),
         run.in_hand,
         run.healed.len(),
@@ -101,12 +109,26 @@ fn after_any_event_the_mapping_is_right_and_nothing_else_is_lost() {
         run.spilled.len(),
         p(&run.spilled, 0.5),
         p(&run.spilled, 0.99),
+        p(&run.held, 0.5),
+        p(&run.held, 0.99),
     );
     assert!(connections.len() > 10 * count as usize, "there was no load");
     assert!(failed <= run.in_hand, "{failed} failed, {} were in hand", run.in_hand);
-    let slowest = p(&run.healed, 0.99);
-    assert!(!is_full() || slowest < Duration::from_millis(100), "p99 {slowest:.1?}");
+    for (what, figures) in [("heals", &run.healed), ("held", &run.held)] {
+        let slowest = p(figures, 0.99);
+        let fast = slowest < Duration::from_millis(100);
+        assert!(!is_full() || fast, "{what}: p99 {slowest:.1?}");
+    }
     agent.stop();
+}
+
+/// Eyes on the accept queues in a namespace.
+fn look(netns: &Netns) -> Look {
+    let path = netns.path();
+    let target = Target { netns: NetnsChoice::Path(path), ..Target::tcp(PORT) };
+    let found =
+        model::Netns { cookie: netns.cookie(), inode: netns.inode(), pid: None, own: false };
+    Look::open(&target, &found).expect("look at the namespace")
 }
 
 impl Run {
@@ -122,6 +144,8 @@ impl Run {
             pins: PathBuf::new(),
             healed: Vec::new(),
             spilled: Vec::new(),
+            held: Vec::new(),
+            look: look(&scene.netns),
             scene,
         };
         for place in 0..USUAL {
@@ -182,8 +206,11 @@ impl Run {
             }
             Event::Stop => {
                 let place = self.any(true);
-                self.workers[place].worker.freeze();
-                self.workers[place].live.runs = false;
+                // The last one is the one that was stopped last.
+                let mut stopped = self.workers.swap_remove(place);
+                stopped.worker.freeze();
+                stopped.live.runs = false;
+                self.workers.push(stopped);
             }
             Event::Continue => {
                 let place = self.any(false);
@@ -201,8 +228,12 @@ impl Run {
         }
         let live = self.live();
         let mut wrong = Ok(());
+        let mut waits = None;
         let deadline = began + PATIENCE;
         while Instant::now() < deadline {
+            if event == Event::Stop && waits.is_none() && self.is_held() {
+                waits = Some(Instant::now());
+            }
             // Pins are replaced whole, and may be gone for a moment.
             let mapping = Mapping::of_pins(&self.pins).map_err(|error| error.to_string());
             wrong = mapping.and_then(|mapping| mapping.check(&live));
@@ -215,11 +246,22 @@ impl Run {
         assert!(wrong.is_ok(), "{wrong:?}\n{}", context());
         match event {
             Event::Kill | Event::Start | Event::Join => self.healed.push(took),
-            Event::Stop => self.spilled.push(took),
+            Event::Stop => {
+                self.spilled.push(took);
+                self.held.extend(waits.map(|since| since.elapsed()));
+            }
             // Whether it gets its rows back at once is up to how often it hung before.
             Event::Continue => {}
         }
         self.confirm(&live, context);
+    }
+
+    /// Whether a connection waits at the worker that was stopped last.
+    fn is_held(&mut self) -> bool {
+        let address = SocketAddr::from(([0, 0, 0, 0], PORT));
+        let cookie = self.workers.last().expect("a worker").live.cookie;
+        let queues = self.look.queues(&address).expect("accept queues");
+        queues.iter().any(|it| it.cookie == cookie && it.queued > 0)
     }
 
     /// Asks `status`, and sees where connections land. A busy machine may keep any worker from

@@ -119,18 +119,24 @@ fn map_calls(agent: &Agent) -> [usize; 2] {
 #[test]
 fn an_idle_agent_hardly_runs() {
     require::cpus(2);
-    let scene = Scene::new();
-    let agent = scene.agent(&[]);
-    scene.healed();
+    let rungs = ["ebpf", "incoming-cpu", "classic-bpf", "hash"];
+    let agents = rungs.map(|rung| {
+        let scene = Scene::new();
+        (rung, scene.agent(&["--rung", rung]), scene)
+    });
     sleep(Duration::from_secs(2));
-    let (began, before) = (Instant::now(), ran(agent.pid()));
+    let ran = || agents.each_ref().map(|(_, agent, _)| ran(agent.pid()));
+    let (began, before) = (Instant::now(), ran());
     sleep(Duration::from_millis(u64::from(length(10_000, 2_000))));
-    let (took, after) = (began.elapsed(), ran(agent.pid()));
-    let share = after.saturating_sub(before).as_secs_f64() / took.as_secs_f64();
-    println!("an idle agent: {:.2} % of a CPU over {took:.1?}", share * 100.0);
-    // Not a figure to be proud of: what a loop that does not sleep would exceed.
-    assert!(share < 0.5, "{share}");
-    agent.stop();
+    let (took, after) = (began.elapsed(), ran());
+    let used = |(after, before): (Duration, Duration)| after.saturating_sub(before);
+    let share = after.into_iter().zip(before).map(|it| used(it).as_secs_f64() / took.as_secs_f64());
+    for ((rung, agent, _scene), share) in agents.into_iter().zip(share) {
+        println!("an idle agent, {rung}: {:.2} % of a CPU over {took:.1?}", share * 100.0);
+        // Of a debug build, on a machine that does much else: most of it is the first seconds' looks.
+        assert!(share < 0.05, "{rung}: {share}\n{}", agent.log());
+        agent.stop();
+    }
 }
 
 /// For how long a process was on a CPU, all its threads.
