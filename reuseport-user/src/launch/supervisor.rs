@@ -289,10 +289,11 @@ impl Supervisor {
             return;
         }
         let away = wanted.away.clone();
-        let alone = wanted.to.len() + away.len() < 2;
+        // There is nothing to choose between. But a listener that we open for the next copy listens
+        // before that does, and gets nothing only where the one that is there is steered to.
+        let alone = wanted.to.len() + away.len() < 2 && !self.rules.keeps_listeners;
         self.under_way = Some(wanted);
         if alone {
-            // There is nothing to choose between.
             self.steered(now, true);
         } else {
             self.actions.push(Action::Steer { away });

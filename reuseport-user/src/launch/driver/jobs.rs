@@ -65,6 +65,7 @@ impl Driver<'_> {
             target: self.options.target.clone(),
             rung: self.options.rung,
             settings: self.options.settings.clone(),
+            alone: self.options.listen.is_some(),
             roles,
             copies: alive.map(place).collect(),
         };
