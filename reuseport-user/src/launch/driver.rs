@@ -165,7 +165,10 @@ impl<'a> Driver<'a> {
                 Action::Finish(outcome) => self.outcome = Some(outcome),
             }
         }
-        self.processes.retain(|&instance, _| self.supervisor.keeps(instance));
+        let gone = |instance: &Instance, _: &mut Process| !self.supervisor.keeps(*instance);
+        for (_, process) in self.processes.extract_if(.., gone) {
+            process.listener.as_ref().inspect(|listener| ports::stop_listening(listener));
+        }
     }
 
     fn start(&mut self, instance: Instance, left: Option<Instance>) -> Result<(), LaunchError> {

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::discover::acquire::with_listener;
 use crate::discover::family::{self, Listening};
@@ -50,6 +50,12 @@ pub(super) fn open(address: SocketAddr) -> Result<(OwnedFd, u64), LaunchError> {
     let listener = OwnedFd::from(socket);
     let cookie = sockopt::cookie(std::os::fd::AsFd::as_fd(&listener))?;
     Ok((listener, cookie))
+}
+
+/// Nothing goes to the listener any more, whoever else still has it open.
+pub(super) fn stop_listening(listener: &OwnedFd) {
+    // It fails only where it did not listen anyway.
+    drop(SockRef::from(listener).shutdown(Shutdown::Read));
 }
 
 /// Which of the processes (with their descendants) listen, by cookies of their listeners.

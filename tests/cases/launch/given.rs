@@ -148,6 +148,30 @@ fn a_new_copy_that_is_slow_or_fails_costs_no_connection() {
     launcher.stop();
 }
 
+/// What a copy leaves running may keep its listener open: nothing goes there any more.
+#[test]
+fn a_listener_that_a_stray_process_keeps_gets_nothing() {
+    require::cpus(2);
+    let netns = Netns::new();
+    let server = Script::given();
+    let script = Script::shell("setsid sleep 1000 & exec /usr/bin/python3 \"$1\"");
+    let (path, server) = (script.path(), server.path());
+    let mut launcher = Launch::new(&netns, line(&LISTEN, &[&path, &server])).up();
+    let target = plain().timeout(Duration::from_secs(3));
+    let load = Load::start(&netns, &target, &cpus(), 2);
+    for round in 1..=2 {
+        launcher.signal(libc::SIGHUP);
+        launcher.wait_for_times("rolling restart: done", round);
+        load.advance(100);
+    }
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "{tally}\n{}", launcher.said());
+    assert_local(&netns, &launcher, &plain(), itself);
+    let status = launcher.status(PORT);
+    assert_eq!(cookies(&status).len(), cpus().len(), "the old ones do not listen: {status:#}");
+    launcher.stop();
+}
+
 /// Node takes a listener by its number (`listen({ fd: 3 })`), and sets no SO_REUSEPORT of its own.
 #[test]
 fn a_node_program_on_the_listener_it_is_given() {
