@@ -105,6 +105,11 @@ pub fn tree(root: Pid) -> Vec<Pid> {
     all
 }
 
+/// Whether the process group has a member below `root` that has not ended.
+pub fn is_group_alive(root: Pid, group: Pid) -> bool {
+    tree(root).into_iter().any(|pid| procfs::group(pid) == group)
+}
+
 /// Inodes of the sockets that a tree of processes has open.
 fn open_sockets(root: Pid) -> BTreeSet<u64> {
     let files = tree(root).into_iter().filter_map(|pid| procfs::open_files(pid).ok()).flatten();

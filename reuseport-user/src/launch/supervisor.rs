@@ -235,6 +235,12 @@ impl Supervisor {
         self.where_stage(|stage| matches!(stage, Stage::Retiring { by: Some(_) }))
     }
 
+    /// Whether `instance` was told to end, and its time for that is not over.
+    pub(crate) fn has_time(&self, instance: Instance) -> bool {
+        let has_time = |stage| matches!(stage, Stage::Ending { kill_at: Some(_), .. });
+        self.all().any(|it| it.instance == instance && has_time(it.stage))
+    }
+
     /// Whether the listener given to `instance` is still of use.
     pub(crate) fn keeps(&self, instance: Instance) -> bool {
         self.all().any(|it| it.instance == instance)

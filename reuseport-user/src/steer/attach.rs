@@ -241,9 +241,9 @@ fn find(options: &AttachOptions) -> Result<Targets, SteerError> {
     }
     options.overrides.apply(&mut groups)?;
     check_weights(&groups, &options.weights)?;
-    let (groups, alone): (Vec<_>, Vec<_>) = groups.into_iter().partition(|group| {
-        group.listeners.len() > 1 || options.alone || shrunk(options, group)
-    });
+    let (groups, alone): (Vec<_>, Vec<_>) = groups
+        .into_iter()
+        .partition(|group| group.listeners.len() > 1 || options.alone || shrunk(options, group));
     if groups.is_empty() {
         return Err(explain_alone(&alone));
     }
