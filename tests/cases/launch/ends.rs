@@ -247,6 +247,21 @@ fn a_closed_terminal_ends_all() {
     launcher.assert_no_process_left();
 }
 
+/// Who starts it so means it to outlive the session, and no restart at its end.
+#[test]
+fn a_hangup_that_was_ignored_stays_so() {
+    let netns = Netns::new();
+    let program = Program::build(Language::C);
+    let launch = Launch::new(&netns, textbook(&["--workers", "1"], &program));
+    let mut launcher = launch.through(["nohup"]).up();
+    launcher.signal(libc::SIGHUP);
+    // Dealt with in order.
+    launcher.signal(libc::SIGTERM);
+    assert_eq!(launcher.wait(), Some(0), "{}", launcher.said());
+    assert!(!launcher.said().contains("rolling restart"), "{}", launcher.said());
+    launcher.assert_nothing_left();
+}
+
 /// Whoever reads its output may go away: the workers do not care.
 #[test]
 fn a_closed_output_ends_nobody() {
