@@ -86,7 +86,7 @@ fn copies_are_pinned_told_who_they_are_and_steered() {
     let path = script.path();
     let words = ["/usr/bin/python3", &path, "8080", "i=%i", "c=%c", "50%%"];
     let launch = Launch::new(&netns, line(&ALL, &words));
-    let mut launcher = launch.env("LISTEN_FDS", "7").up();
+    let mut launcher = launch.env("LISTEN_FDS", "7").env("LISTEN_PIDFDID", "7").up();
     launcher.wait_for_times("ready", cpus().len());
     for (worker, cpu) in (0u32..).zip(cpus()) {
         let pid = launcher.workers()[&worker];
@@ -94,7 +94,7 @@ fn copies_are_pinned_told_who_they_are_and_steered() {
         let said = format!("[{worker}] ready i={worker} c={cpu} 50% {worker} {cpu}\n");
         assert!(launcher.out().contains(&said), "{}", launcher.said());
         let environment = std::fs::read(format!("/proc/{pid}/environ")).expect("its environment");
-        assert!(!String::from_utf8_lossy(&environment).contains("LISTEN_FDS"));
+        assert!(!String::from_utf8_lossy(&environment).contains("LISTEN_"));
     }
     // Nobody sees colours in a file.
     assert!(!launcher.said().contains('\x1b'), "{}", launcher.said());

@@ -48,7 +48,7 @@ Examples:
   reuseport-steer attach --port 6432 --dry-run  Show the plan and its reasons, change nothing
   reuseport-steer attach --port 6432            Steer
   reuseport-steer agent --port 6432             Steer, and keep it right
-  reuseport-steer run --port 6432 -- pgbouncer /etc/pgbouncer/%i.ini
+  reuseport-steer run --port 6432 -- pgbouncer -u postgres /etc/pgbouncer/%i.ini
                                                 Start one per core, steer them, keep them running
   reuseport-steer status                        What is steered, and what is wrong with it
   reuseport-steer drain --port 6432 --slot 1    Give a worker nothing new, before it is stopped

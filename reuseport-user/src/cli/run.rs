@@ -19,13 +19,13 @@ use crate::launch::{self, LaunchOptions, Place, Seat, Template, Workers, guard};
 /// takes a listener that is opened for it: --listen). Once all listen, they are steered. A copy that
 /// dies is started again; SIGHUP replaces one copy after the other without losing a connection;
 /// SIGTERM, SIGINT and SIGQUIT end all of them; SIGUSR1 and SIGUSR2 are passed on. Copies never outlive
-/// this command. Arguments may hold %i (the worker's number from 0), %c (its CPU) and %% (a percent
+/// this command. Signals go to the program itself: let a script `exec` its server. Arguments may hold %i (the worker's number from 0), %c (its CPU) and %% (a percent
 /// sign); WORKER_INDEX and WORKER_CPU are in the environment.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
-  reuseport-steer run --port 6432 --workers per-core -- pgbouncer /etc/pgbouncer/%i.ini
-  reuseport-steer run --port 6432 --workers 4 --place sibling --dry-run -- pgbouncer %i.ini
+  reuseport-steer run --port 6432 --workers per-core -- pgbouncer -u postgres /etc/pgbouncer/%i.ini
+  reuseport-steer run --port 6432 --workers 4 --place sibling --dry-run -- pgbouncer -u postgres %i.ini
   reuseport-steer run --port 8000 --cpus 2,3 -- gunicorn --reuse-port --bind :8000 app
   reuseport-steer run --listen 0.0.0.0:3000 --workers per-cpu -- node server.js")]
 #[command(group = clap::ArgGroup::new("where").required(true).args(["port", "listen"]))]
@@ -40,8 +40,8 @@ pub(super) struct Args {
     /// Only the listeners on this local address count (repeatable); without it all on the port
     #[arg(short, long, value_name = "IP", conflicts_with = "listen")]
     addr: Vec<IpAddr>,
-    /// How many copies: per-core (one for each physical core), per-cpu (one for each hardware
-    /// thread), or a number
+    /// How many copies: per-core (one on each physical core, whatever --place says), per-cpu (one for
+    /// each hardware thread), or a number
     #[arg(short, long, value_name = "COUNT", default_value = "per-core")]
     workers: Count,
     /// Which CPUs are taken first

@@ -65,6 +65,8 @@ pub fn connections(port: u16, root: Pid) -> Result<usize, DumpError> {
 pub struct Listening {
     /// Where.
     pub address: SocketAddr,
+    /// IPv6 only; false for IPv4.
+    pub v6only: bool,
     /// A process that has it open, where one can be seen.
     pub pid: Option<Pid>,
     /// Its name.
@@ -84,7 +86,12 @@ pub fn listeners(port: u16) -> Result<Vec<Listening>, DumpError> {
     let describe = |socket: Socket| {
         let holder = holders.get(&socket.inode).and_then(|holders| holders.first());
         let pid = holder.map(|holder| holder.pid);
-        Listening { address: socket.address, pid, name: pid.map(procfs::name).unwrap_or_default() }
+        Listening {
+            address: socket.address,
+            v6only: socket.v6only,
+            pid,
+            name: pid.map(procfs::name).unwrap_or_default(),
+        }
     };
     Ok(sockets.into_iter().map(describe).collect())
 }
@@ -103,6 +110,11 @@ pub fn tree(root: Pid) -> Vec<Pid> {
         next += 1;
     }
     all
+}
+
+/// Whether the process group has a member below `root` that has not ended.
+pub fn is_group_alive(root: Pid, group: Pid) -> bool {
+    tree(root).into_iter().any(|pid| procfs::group(pid) == group)
 }
 
 /// Inodes of the sockets that a tree of processes has open.

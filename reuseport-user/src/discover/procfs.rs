@@ -65,12 +65,21 @@ pub(crate) fn started(pid: Pid) -> u64 {
     stat(pid, 22)
 }
 
+/// Process group of a process; 0 when it has ended, reaped or not.
+pub(crate) fn group(pid: Pid) -> Pid {
+    if field(pid, 3).as_deref() == Some("Z") { 0 } else { stat(pid, 5) as Pid }
+}
+
 /// A number of `/proc/PID/stat`, counted as proc(5) does; 0 when the process is gone.
-fn stat(pid: Pid, field: usize) -> u64 {
-    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap_or_default();
+fn stat(pid: Pid, number: usize) -> u64 {
+    field(pid, number).and_then(|number| number.parse().ok()).unwrap_or(0)
+}
+
+fn field(pid: Pid, number: usize) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{pid}/stat")).ok()?;
     // The name in parentheses, field 2, may hold anything, parentheses too.
-    let rest = stat.rsplit_once(')').map_or("", |(_, rest)| rest);
-    rest.split_whitespace().nth(field - 3).and_then(|number| number.parse().ok()).unwrap_or(0)
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(number - 3).map(str::to_owned)
 }
 
 /// Direct children of a process, ascending.

@@ -14,9 +14,10 @@ use super::placement::Seat;
 use super::template::Template;
 
 /// Variables of our own that would mislead a copy: listeners and watchdogs that are not its.
-const OURS: [&str; 6] = [
+const OURS: [&str; 7] = [
     "LISTEN_FDS",
     "LISTEN_PID",
+    "LISTEN_PIDFDID",
     "LISTEN_FDNAMES",
     "NOTIFY_SOCKET",
     "WATCHDOG_USEC",

@@ -8,11 +8,12 @@ use std::future::pending;
 use std::hash::{BuildHasher as _, Hasher as _, RandomState};
 use std::os::fd::OwnedFd;
 use std::os::unix::process::ExitStatusExt as _;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::task::JoinHandle;
 use tokio::time::sleep_until;
 
+use crate::discover::family;
 use crate::model::Pid;
 use crate::steer::change::Handshakes;
 use crate::sys::spawn;
@@ -29,6 +30,9 @@ use super::{LaunchError, LaunchOptions};
 use jobs::Jobs;
 
 mod jobs;
+
+/// Pause between looks at what copies that ended left of their process groups.
+const REST_PAUSE: Duration = Duration::from_millis(50);
 
 /// Starts the copies and keeps them running until a signal ends them all, or a failure does. Nothing
 /// that it started is left when it returns.
@@ -53,6 +57,8 @@ pub(super) struct Process {
     /// Of its listeners.
     pub(super) cookies: BTreeSet<u64>,
     listener: Option<OwnedFd>,
+    /// Whether what it left of its process group was told to end.
+    rest_told: bool,
     /// While it drains: handshakes that may still become its connections.
     handshakes: Option<Handshakes>,
 }
@@ -74,6 +80,8 @@ pub(super) struct Driver<'a> {
     /// What a fatal condition was about.
     pub(super) failure: Option<LaunchError>,
     jobs: Jobs,
+    /// When to see again whether copies and their process groups have ended.
+    reap_at: Option<Instant>,
     /// What `/dev/null` keeps free for listeners of children: descriptor 3, if it was not taken.
     _reserved: std::fs::File,
 }
@@ -108,6 +116,7 @@ impl<'a> Driver<'a> {
             outcome: None,
             failure: None,
             jobs: Jobs::default(),
+            reap_at: None,
             _reserved: reserved,
         })
     }
@@ -115,12 +124,16 @@ impl<'a> Driver<'a> {
     async fn work(&mut self, mut signals: Signals) {
         self.tick();
         while self.outcome.is_none() {
-            let due = self.supervisor.deadline().into_iter().chain(self.jobs.look_at).min();
+            let due = self.supervisor.deadline().into_iter();
+            let due = due.chain(self.jobs.look_at).chain(self.reap_at).min();
             tokio::select! {
                 asked = signals.next() => self.obey(asked),
                 done = finished(&mut self.jobs.steering) => self.note_steering(done),
                 seen = finished(&mut self.jobs.look) => self.note_look(seen),
                 () = due_at(due) => {}
+            }
+            if self.reap_at.is_some_and(|at| at <= Instant::now()) {
+                self.reap();
             }
             self.tick();
             self.look();
@@ -159,13 +172,18 @@ impl<'a> Driver<'a> {
                 Action::Kill(instance) => {
                     if let Some(process) = self.processes.get(&instance).filter(|it| it.alive) {
                         spawn::kill_group(process.pid);
+                        // It may have ended before, and waited for the rest.
+                        self.reap_at = Some(Instant::now());
                     }
                 }
                 Action::Tell(note) => self.tell(note),
                 Action::Finish(outcome) => self.outcome = Some(outcome),
             }
         }
-        self.processes.retain(|&instance, _| self.supervisor.keeps(instance));
+        let gone = |instance: &Instance, _: &mut Process| !self.supervisor.keeps(*instance);
+        for (_, process) in self.processes.extract_if(.., gone) {
+            process.listener.as_ref().inspect(|listener| ports::stop_listening(listener));
+        }
     }
 
     fn start(&mut self, instance: Instance, left: Option<Instance>) -> Result<(), LaunchError> {
@@ -188,7 +206,7 @@ impl<'a> Driver<'a> {
         }
         self.processes.insert(
             instance,
-            Process { pid, alive: pid != 0, cookies, listener, handshakes: None },
+            Process { pid, alive: pid != 0, cookies, listener, rest_told: false, handshakes: None },
         );
         started.map_err(|source| {
             let program = self.options.command.fill(seat).swap_remove(0);
@@ -226,14 +244,18 @@ impl<'a> Driver<'a> {
 
     /// Takes note of all children that ended: copies, and orphans that became ours.
     fn reap(&mut self) {
-        while let Some(pid) = spawn::ended_child() {
+        self.reap_at = None;
+        for pid in finish::children().into_iter().filter(|&pid| spawn::has_ended(pid)) {
             let its = |(_, process): &(&Instance, &Process)| process.alive && process.pid == pid;
             let instance = self.processes.iter().find(its).map(|(&instance, _)| instance);
-            if instance.is_some() {
+            if let Some(instance) = instance {
+                if self.supervisor.has_time(instance) && self.waits_for_rest(instance) {
+                    continue;
+                }
                 // What it left behind; before it is reaped, while the group's number is its own.
                 spawn::kill_group(pid);
             }
-            let Some(status) = spawn::reap(pid) else { return };
+            let Some(status) = spawn::reap(pid) else { continue };
             let end = match (status.code(), status.signal()) {
                 (Some(code), _) => End::Exited(code),
                 (None, signal) => End::Signalled(signal.unwrap_or(0)),
@@ -248,6 +270,21 @@ impl<'a> Driver<'a> {
                 self.guard_again();
             }
         }
+    }
+
+    /// A copy that was told to end may have been a shell, and the server its child: whether some of
+    /// its process group is left, which is told then, too.
+    fn waits_for_rest(&mut self, instance: Instance) -> bool {
+        let Some(process) = self.processes.get_mut(&instance) else { return false };
+        let is_left = family::is_group_alive(std::process::id(), process.pid);
+        if is_left && !std::mem::replace(&mut process.rest_told, true) {
+            spawn::signal_group(process.pid, libc::SIGTERM);
+        }
+        if is_left {
+            // Not everybody's end is told to us.
+            self.reap_at = Some(Instant::now() + REST_PAUSE);
+        }
+        is_left
     }
 
     /// Somebody ended the guard: another one takes its place.

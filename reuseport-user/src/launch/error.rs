@@ -1,6 +1,6 @@
 //! Why a launch failed.
 
-use std::ffi::OsString;
+use std::ffi::{OsStr, OsString};
 use std::io;
 use std::net::SocketAddr;
 use std::time::Duration;
@@ -51,7 +51,7 @@ pub enum LaunchError {
         source: io::Error,
     },
     /// The program could not be started.
-    #[error("start `{}`: {source}{}", program.display(), no_program(source))]
+    #[error("start `{}`: {source}{}", program.display(), no_program(program, source))]
     NotStarted {
         /// As it was given, filled in.
         program: OsString,
@@ -185,8 +185,11 @@ fn limit(source: &io::Error) -> &'static str {
     }
 }
 
-fn no_program(source: &io::Error) -> &'static str {
+fn no_program(program: &OsStr, source: &io::Error) -> &'static str {
     match source.kind() {
+        io::ErrorKind::NotFound if program.as_encoded_bytes().contains(&b'/') => {
+            "; that file is not there, or the interpreter that its first line names is not"
+        }
         io::ErrorKind::NotFound => "; give its path, or have it in PATH",
         io::ErrorKind::PermissionDenied => "; it is not an executable file for this user",
         _ => limit(source),

@@ -11,7 +11,7 @@ use crate::topology::{CpuInfo, Topology};
 /// How many copies are started.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Workers {
-    /// One for each physical core that has an allowed CPU.
+    /// One on each physical core that has an allowed CPU, wherever [`Place`] begins.
     PerCore,
     /// One for each allowed CPU.
     PerCpu,
@@ -94,11 +94,13 @@ pub fn place(
     let allowed = allowed.intersection(&topology.online());
     let usable: Vec<CpuInfo> =
         topology.cpus().iter().copied().filter(|cpu| allowed.contains(cpu.id)).collect();
-    let cores: BTreeSet<u32> = usable.iter().map(|cpu| cpu.core).collect();
     let chosen: Vec<CpuInfo> = match workers {
         Workers::On(cpus) => named(topology, &allowed, cpus)?,
-        Workers::PerCore => first(order(usable, place), cores.len(), &allowed)?,
-        Workers::PerCpu => first(order(usable, place), allowed.len(), &allowed)?,
+        Workers::PerCore => {
+            let mut cores = BTreeSet::new();
+            order(usable.into_iter().filter(|cpu| cores.insert(cpu.core)).collect(), place)
+        }
+        Workers::PerCpu => order(usable, place),
         Workers::Count(count) => first(order(usable, place), *count as usize, &allowed)?,
     };
     if chosen.is_empty() {
@@ -203,7 +205,9 @@ mod tests {
         assert_eq!(chosen(&Workers::PerCore, Place::Core), [0, 1, 2, 3]);
         assert_eq!(chosen(&Workers::Count(2), Place::Core), [0, 1]);
         assert_eq!(chosen(&Workers::Count(5), Place::Core), [0, 1, 2, 3, 4]);
-        assert_eq!(chosen(&Workers::PerCore, Place::Sibling), [0, 4, 1, 5]);
+        // One on each core whatever the order.
+        assert_eq!(chosen(&Workers::PerCore, Place::Sibling), [0, 1, 2, 3]);
+        assert_eq!(chosen(&Workers::PerCore, Place::SameLlc), [0, 1, 2, 3]);
         assert_eq!(chosen(&Workers::Count(3), Place::Sibling), [0, 4, 1]);
         assert_eq!(chosen(&Workers::Count(4), Place::SameLlc), [0, 1, 4, 5]);
         assert_eq!(chosen(&Workers::Count(5), Place::SameLlc), [0, 1, 4, 5, 2]);

@@ -2,10 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
-use std::net::{IpAddr, SocketAddr};
+use std::net::{IpAddr, Shutdown, SocketAddr};
 use std::os::fd::OwnedFd;
 
-use socket2::{Domain, Protocol, Socket, Type};
+use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use crate::discover::acquire::with_listener;
 use crate::discover::family::{self, Listening};
@@ -21,12 +21,9 @@ const BACKLOG: i32 = 4096;
 
 /// Refuses a port that somebody listens on, where our copies would be in their way or among them.
 pub(super) fn refuse_taken(target: &Target) -> Result<(), LaunchError> {
-    let conflicts = |address: IpAddr| {
-        let meets = |own: &IpAddr| *own == address || own.is_unspecified();
-        target.addrs.is_empty() || address.is_unspecified() || target.addrs.iter().any(meets)
-    };
-    for Listening { address, pid, name } in family::listeners(target.port)? {
-        if conflicts(address.ip()) {
+    for Listening { address, v6only, pid, name } in family::listeners(target.port)? {
+        let meets = |&own: &IpAddr| meet(own, address.ip(), v6only);
+        if target.addrs.is_empty() || target.addrs.iter().any(meets) {
             let who = pid.map_or("a process that we cannot see".to_owned(), |pid| {
                 format!("process {pid} ({name})")
             });
@@ -34,6 +31,18 @@ pub(super) fn refuse_taken(target: &Target) -> Result<(), LaunchError> {
         }
     }
     Ok(())
+}
+
+/// Whether one port on both addresses would be one port; listeners of ours on IPv6 take IPv4, too.
+fn meet(own: IpAddr, other: IpAddr, other_is_v6only: bool) -> bool {
+    let (own, other) = (own.to_canonical(), other.to_canonical());
+    match (own, other) {
+        (IpAddr::V6(own), IpAddr::V4(_)) => own.is_unspecified(),
+        (IpAddr::V4(_), IpAddr::V6(other)) => other.is_unspecified() && !other_is_v6only,
+        (IpAddr::V4(_), IpAddr::V4(_)) | (IpAddr::V6(_), IpAddr::V6(_)) => {
+            own == other || own.is_unspecified() || other.is_unspecified()
+        }
+    }
 }
 
 /// A listener of our own to hand over, and its cookie.
@@ -50,6 +59,12 @@ pub(super) fn open(address: SocketAddr) -> Result<(OwnedFd, u64), LaunchError> {
     let listener = OwnedFd::from(socket);
     let cookie = sockopt::cookie(std::os::fd::AsFd::as_fd(&listener))?;
     Ok((listener, cookie))
+}
+
+/// Nothing goes to the listener any more, whoever else still has it open.
+pub(super) fn stop_listening(listener: &OwnedFd) {
+    // It fails only where it did not listen anyway.
+    drop(SockRef::from(listener).shutdown(Shutdown::Read));
 }
 
 /// Which of the processes (with their descendants) listen, by cookies of their listeners.
@@ -91,4 +106,38 @@ pub(super) fn examine(target: &Target, cookies: &BTreeSet<u64>) -> Result<(), St
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn addresses_meet_or_do_not() {
+        let meets = |own: &str, other: &str, v6only| {
+            meet(own.parse().unwrap(), other.parse().unwrap(), v6only)
+        };
+        for (own, other, v6only) in [
+            ("127.0.0.1", "127.0.0.1", false),
+            ("0.0.0.0", "127.0.0.1", false),
+            ("127.0.0.1", "0.0.0.0", false),
+            ("127.0.0.1", "::", false),
+            ("127.0.0.1", "::ffff:127.0.0.1", false),
+            ("::", "127.0.0.1", false),
+            ("::", "::1", true),
+            ("::1", "::", true),
+        ] {
+            assert!(meets(own, other, v6only), "{own} {other} {v6only}");
+        }
+        for (own, other, v6only) in [
+            ("127.0.0.1", "127.0.0.2", false),
+            ("0.0.0.0", "::1", false),
+            ("0.0.0.0", "::", true),
+            ("127.0.0.1", "::1", true),
+            ("::1", "0.0.0.0", false),
+            ("::1", "::2", true),
+        ] {
+            assert!(!meets(own, other, v6only), "{own} {other} {v6only}");
+        }
+    }
 }

@@ -6,6 +6,8 @@ use std::task::Poll;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
+use crate::sys::signal::is_ignored;
+
 /// What a signal asks for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Asked {
@@ -39,7 +41,10 @@ impl Signals {
             libc::SIGCHLD,
         ];
         let catch = |&number: &i32| Ok((signal(SignalKind::from_raw(number))?, number));
-        let streams = minded.iter().map(catch).collect::<io::Result<_>>()?;
+        // Who lets it outlive a session (`nohup`) asks for no restart at the session's end.
+        let ignored = is_ignored(libc::SIGHUP).map_err(|error| error.source)?;
+        let minded = minded.iter().filter(|&&it| it != libc::SIGHUP || !ignored);
+        let streams = minded.map(catch).collect::<io::Result<_>>()?;
         Ok(Self { streams, terminal: on_terminal() })
     }
 

@@ -16,6 +16,8 @@ pub(super) struct Request {
     pub(super) target: Target,
     pub(super) rung: Ladder,
     pub(super) settings: Settings,
+    /// Whether a group of one is steered, too.
+    pub(super) alone: bool,
     /// Parts that listeners take, by cookie, where that changes.
     pub(super) roles: HashMap<u64, Role>,
     /// The copies and where each was put, for those that cannot be seen accepting.
@@ -26,6 +28,7 @@ pub(super) struct Request {
 pub(super) fn steer(request: &Request) -> Result<Vec<AttachReport>, SteerError> {
     let options = AttachOptions {
         roles: request.roles.clone(),
+        alone: request.alone,
         rung: request.rung,
         settings: request.settings.clone(),
         ..AttachOptions::new(request.target.clone())

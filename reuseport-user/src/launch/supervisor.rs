@@ -235,6 +235,12 @@ impl Supervisor {
         self.where_stage(|stage| matches!(stage, Stage::Retiring { by: Some(_) }))
     }
 
+    /// Whether `instance` was told to end, and its time for that is not over.
+    pub(crate) fn has_time(&self, instance: Instance) -> bool {
+        let has_time = |stage| matches!(stage, Stage::Ending { kill_at: Some(_), .. });
+        self.all().any(|it| it.instance == instance && has_time(it.stage))
+    }
+
     /// Whether the listener given to `instance` is still of use.
     pub(crate) fn keeps(&self, instance: Instance) -> bool {
         self.all().any(|it| it.instance == instance)
@@ -289,10 +295,11 @@ impl Supervisor {
             return;
         }
         let away = wanted.away.clone();
-        let alone = wanted.to.len() + away.len() < 2;
+        // There is nothing to choose between. But a listener that we open for the next copy listens
+        // before that does, and gets nothing only where the one that is there is steered to.
+        let alone = wanted.to.len() + away.len() < 2 && !self.rules.keeps_listeners;
         self.under_way = Some(wanted);
         if alone {
-            // There is nothing to choose between.
             self.steered(now, true);
         } else {
             self.actions.push(Action::Steer { away });

@@ -55,6 +55,9 @@ pub struct AttachOptions {
     pub roles: HashMap<u64, Role>,
     /// Pin workers that are not.
     pub pin: bool,
+    /// Steer a group of one, too: another listener will join it, and is to get nothing before its
+    /// time.
+    pub alone: bool,
     /// Replace a foreign program.
     pub takeover: bool,
     /// By which mechanism.
@@ -79,6 +82,7 @@ impl AttachOptions {
             shares: HashMap::new(),
             roles: HashMap::new(),
             pin: false,
+            alone: false,
             takeover: false,
             rung: Ladder::Only(Rung::Ebpf),
             dry_run: false,
@@ -237,8 +241,9 @@ fn find(options: &AttachOptions) -> Result<Targets, SteerError> {
     }
     options.overrides.apply(&mut groups)?;
     check_weights(&groups, &options.weights)?;
-    let (groups, alone): (Vec<_>, Vec<_>) =
-        groups.into_iter().partition(|group| group.listeners.len() > 1 || shrunk(options, group));
+    let (groups, alone): (Vec<_>, Vec<_>) = groups
+        .into_iter()
+        .partition(|group| group.listeners.len() > 1 || options.alone || shrunk(options, group));
     if groups.is_empty() {
         return Err(explain_alone(&alone));
     }

@@ -140,26 +140,16 @@ pub fn adopt_orphans() -> Result<(), SyscallError> {
     check("prctl(PR_SET_CHILD_SUBREAPER)", result.into()).map(drop)
 }
 
-/// A child that has ended and was not reaped yet; `None` where there is none. It stays a zombie, so
-/// that its id and that of its process group mean nobody else.
-pub fn ended_child() -> Option<Pid> {
-    ended(libc::P_ALL, 0)
-}
-
-/// Whether a child has ended; it stays a zombie, as with [`ended_child`].
+/// Whether a child has ended and was not reaped yet. It stays a zombie, so that its id and that of its
+/// process group mean nobody else.
 pub fn has_ended(child: Pid) -> bool {
-    ended(libc::P_PID, child).is_some()
-}
-
-fn ended(which: libc::idtype_t, id: libc::id_t) -> Option<Pid> {
     // SAFETY: a siginfo_t is plain numbers; all zero is what the call leaves when there is nobody.
     let mut info: libc::siginfo_t = unsafe { std::mem::zeroed() };
     let flags = libc::WEXITED | libc::WNOHANG | libc::WNOWAIT;
     // SAFETY: `info` is writable and outlives the call.
-    let result = unsafe { libc::waitid(which, id, &raw mut info, flags) };
+    let result = unsafe { libc::waitid(libc::P_PID, child, &raw mut info, flags) };
     // SAFETY: the call filled it in for a child, or left it zero.
-    let pid = unsafe { info.si_pid() };
-    (result == 0 && pid > 0).then_some(pid as Pid)
+    result == 0 && unsafe { info.si_pid() } > 0
 }
 
 /// Takes note of the end of a child, whose id is free afterwards; `None` for one that has not ended,
@@ -178,10 +168,15 @@ pub fn kill(pid: Pid, signal: i32) -> Result<(), SyscallError> {
     check("kill", result.into()).map(drop)
 }
 
+/// Sends a signal to all processes of a group; there may be none.
+pub fn signal_group(leader: Pid, signal: i32) {
+    // SAFETY: numbers only. The only failure is that nobody is there (any more).
+    unsafe { libc::kill(-(leader as libc::pid_t), signal) };
+}
+
 /// Kills all processes of a group; there may be none.
 pub fn kill_group(leader: Pid) {
-    // SAFETY: numbers only. The only failure is that nobody is there (any more).
-    unsafe { libc::kill(-(leader as libc::pid_t), libc::SIGKILL) };
+    signal_group(leader, libc::SIGKILL);
 }
 
 /// Keeps every signal from the calling thread that can be kept.

@@ -41,13 +41,45 @@ fn each_stop_signal_ends_all_and_is_passed_on() {
     require::cpus(2);
     let netns = Netns::new();
     let program = Program::build(Language::C);
-    for (signal, name) in
-        [(libc::SIGTERM, "SIGTERM"), (libc::SIGINT, "SIGINT"), (libc::SIGQUIT, "SIGQUIT")]
+    let tells =
+        "for it in TERM INT QUIT; do trap \"echo it was $it; exit\" $it; done; \"$1\" 8080 & wait";
+    let script = Script::shell(tells);
+    let (path, server) = (script.path(), program.path());
+    for (signal, name) in [(libc::SIGTERM, "TERM"), (libc::SIGINT, "INT"), (libc::SIGQUIT, "QUIT")]
     {
-        let mut launcher = Launch::new(&netns, textbook(&[], &program)).up();
+        let mut launcher = Launch::new(&netns, line(&ALL, &[&path, &server])).up();
         launcher.signal(signal);
         assert_eq!(launcher.wait(), Some(0), "{}", launcher.said());
-        assert!(launcher.errors().contains(&format!("stopping: {name}")), "{}", launcher.said());
+        for (worker, _) in (0..).zip(cpus()) {
+            let heard = format!("[{worker}] it was {name}\n");
+            assert!(launcher.out().contains(&heard), "{}", launcher.said());
+        }
+        launcher.assert_nothing_left();
+    }
+}
+
+/// The shell that is the copy ends at once, the server that it waited for in its own time.
+#[test]
+fn what_a_wrapper_started_ends_in_order() {
+    let netns = Netns::new();
+    let program = Program::build(Language::C);
+    let orderly = "(trap 'sleep 0.3; echo in order; exit' TERM; \"$1\" 8080 & wait); true";
+    let stubborn = "(trap '' TERM; exec \"$1\" 8080); true";
+    for (text, timeout, said) in [(orderly, "60m", "in order"), (stubborn, "300ms", "killed")] {
+        let script = Script::shell(text);
+        let (path, server) = (script.path(), program.path());
+        let options = ["--port", "8080", "--workers", "1", "--stop-timeout", timeout];
+        let mut launcher = Launch::new(&netns, line(&options, &[&path, &server])).up();
+        let before = children(launcher.workers()[&0]);
+        launcher.signal(libc::SIGHUP);
+        launcher.wait_for("rolling restart: done");
+        launcher.wait_for_times(said, 1);
+        for pid in before {
+            assert!(!Path::new(&format!("/proc/{pid}")).exists(), "{}", launcher.said());
+        }
+        launcher.signal(libc::SIGTERM);
+        assert_eq!(launcher.wait(), Some(0), "{}", launcher.said());
+        assert_eq!(launcher.said().matches(said).count(), 2, "{}", launcher.said());
         launcher.assert_nothing_left();
     }
 }
@@ -213,6 +245,21 @@ fn a_closed_terminal_ends_all() {
     launcher.signal(libc::SIGKILL);
     assert_eq!(launcher.wait(), None);
     launcher.assert_no_process_left();
+}
+
+/// Who starts it so means it to outlive the session, and no restart at its end.
+#[test]
+fn a_hangup_that_was_ignored_stays_so() {
+    let netns = Netns::new();
+    let program = Program::build(Language::C);
+    let launch = Launch::new(&netns, textbook(&["--workers", "1"], &program));
+    let mut launcher = launch.through(["nohup"]).up();
+    launcher.signal(libc::SIGHUP);
+    // Dealt with in order.
+    launcher.signal(libc::SIGTERM);
+    assert_eq!(launcher.wait(), Some(0), "{}", launcher.said());
+    assert!(!launcher.said().contains("rolling restart"), "{}", launcher.said());
+    launcher.assert_nothing_left();
 }
 
 /// Whoever reads its output may go away: the workers do not care.

@@ -114,6 +114,64 @@ fn a_rolling_restart_of_programs_that_were_given_theirs_loses_nothing() {
     launcher.stop();
 }
 
+/// A listener that is opened for the next copy listens long before that copy is ready, or is found not
+/// to be: until then it gets nothing, also where it joins a single one.
+#[test]
+fn a_new_copy_that_is_slow_or_fails_costs_no_connection() {
+    let netns = Netns::new();
+    let server = Script::given();
+    let wrapper = "test -e \"$0.broken\" && { sleep 2; exit 3; }; \
+                   test -e \"$0.slow\" && sleep 5; exec /usr/bin/python3 \"$1\"";
+    let script = Script::shell(wrapper);
+    let [broken, slow] = ["script.sh.broken", "script.sh.slow"].map(|it| script.beside(it));
+    let (path, server) = (script.path(), server.path());
+    let options = ["--listen", "127.0.0.1:8080", "--workers", "1"];
+    let mut launcher = Launch::new(&netns, line(&options, &[&path, &server])).up();
+    let old = launcher.workers()[&0];
+    // Shorter than a slow copy takes.
+    let target = plain().timeout(Duration::from_secs(3));
+    let load = Load::start(&netns, &target, &cpus(), 2);
+    load.advance(50);
+    std::fs::write(&broken, "").expect("break the script");
+    launcher.signal(libc::SIGHUP);
+    launcher.wait_for("rolling restart given up");
+    load.advance(50);
+    assert!(Path::new(&format!("/proc/{old}")).exists(), "{}", launcher.said());
+    std::fs::remove_file(&broken).expect("mend the script");
+    std::fs::write(&slow, "").expect("slow the script down");
+    launcher.signal(libc::SIGHUP);
+    launcher.wait_for("rolling restart: done");
+    load.advance(50);
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "{tally}\n{}", launcher.said());
+    assert_ne!(launcher.workers()[&0], old);
+    launcher.stop();
+}
+
+/// What a copy leaves running may keep its listener open: nothing goes there any more.
+#[test]
+fn a_listener_that_a_stray_process_keeps_gets_nothing() {
+    require::cpus(2);
+    let netns = Netns::new();
+    let server = Script::given();
+    let script = Script::shell("setsid sleep 1000 & exec /usr/bin/python3 \"$1\"");
+    let (path, server) = (script.path(), server.path());
+    let mut launcher = Launch::new(&netns, line(&LISTEN, &[&path, &server])).up();
+    let target = plain().timeout(Duration::from_secs(3));
+    let load = Load::start(&netns, &target, &cpus(), 2);
+    for round in 1..=2 {
+        launcher.signal(libc::SIGHUP);
+        launcher.wait_for_times("rolling restart: done", round);
+        load.advance(100);
+    }
+    let tally = load.stop();
+    assert_eq!(tally.failed(), 0, "{tally}\n{}", launcher.said());
+    assert_local(&netns, &launcher, &plain(), itself);
+    let status = launcher.status(PORT);
+    assert_eq!(cookies(&status).len(), cpus().len(), "the old ones do not listen: {status:#}");
+    launcher.stop();
+}
+
 /// Node takes a listener by its number (`listen({ fd: 3 })`), and sets no SO_REUSEPORT of its own.
 #[test]
 fn a_node_program_on_the_listener_it_is_given() {

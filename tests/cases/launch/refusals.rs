@@ -1,5 +1,6 @@
 //! What cannot be launched: a clear error, its exit code, and nothing left.
 
+use std::collections::BTreeSet;
 use std::os::fd::AsFd as _;
 
 use reuseport_tests::binary::Cli;
@@ -9,6 +10,7 @@ use reuseport_tests::netns::Netns;
 use reuseport_tests::servers::{Language, Program, Script};
 use reuseport_tests::worker::{Spec, Worker};
 use reuseport_tests::{cpus, require, sys};
+use serde_json::{Value, json};
 
 use super::{assert_local, itself, line, plain, textbook};
 
@@ -73,9 +75,29 @@ fn a_dry_run_shows_the_placement_and_starts_nothing() {
     for ((worker, cpu), seat) in (0u32..).zip(cpus().into_iter().rev()).zip(&planned) {
         assert_eq!((&seat["worker"], &seat["cpu"]), (&worker.into(), &cpu.into()), "{seat:#}");
     }
+    // On any machine: who comes second is a sibling where there is one, and a core of its own where
+    // there are two.
+    let core = |cpu: &Value| {
+        let path = format!("/sys/devices/system/cpu/cpu{cpu}/topology/thread_siblings_list");
+        std::fs::read_to_string(path).expect("siblings")
+    };
+    let cores: BTreeSet<String> = cpus().iter().map(|&cpu| core(&cpu.into())).collect();
+    for (place, shares) in [
+        ("core", cores.len() == 1),
+        ("sibling", cores.len() < cpus().len()),
+        ("same-llc", cores.len() == 1),
+    ] {
+        let planned = run(&["--json", "--workers", "2", "--place", place]).json();
+        let [first, second] = [&planned[0], &planned[1]];
+        assert_ne!(first["cpu"], second["cpu"], "{place}: {planned:#}");
+        assert_eq!(core(&first["cpu"]) == core(&second["cpu"]), shares, "{place}: {planned:#}");
+        assert_eq!(first["core"] == second["core"], shares, "{place}: {planned:#}");
+        let shared_with = if shares { json!([1]) } else { json!([]) };
+        assert_eq!(first["core_shared_with"], shared_with, "{place}: {planned:#}");
+    }
     for place in ["core", "sibling", "same-llc"] {
-        let planned = run(&["--json", "--workers", "1", "--place", place]).json();
-        assert_eq!(planned[0]["core_shared_with"], serde_json::json!([]), "{planned:#}");
+        let planned = run(&["--json", "--workers", "per-core", "--place", place]).json();
+        assert_eq!(planned.as_array().map(Vec::len), Some(cores.len()), "{place}: {planned:#}");
     }
 }
 
@@ -84,7 +106,7 @@ fn programs_that_are_not_there() {
     let netns = Netns::new();
     let run = |program: &str| Launch::new(&netns, line(&["--port", "8080"], &[program]));
     run("no-such-program").fails(127, &["start `no-such-program`", "No such file", "PATH"]);
-    run("/nonexistent/%i").fails(127, &["/nonexistent/0"]);
+    run("/nonexistent/%i").fails(127, &["/nonexistent/0", "that file is not there"]);
     run("/etc/passwd").fails(126, &["/etc/passwd", "Permission denied"]);
     let given = line(&["--listen", "127.0.0.1:8080"], &["no-such-program"]);
     Launch::new(&netns, given).fails(127, &["no-such-program"]);
@@ -147,6 +169,14 @@ fn a_port_that_somebody_else_uses() {
     let _other = Worker::start(&netns, &Spec { addr: "127.0.0.2", ..Spec::default() });
     let words = &["true"];
     Launch::new(&netns, line(&["--listen", "127.0.0.1:8080"], words)).fails(8, &["status 0"]);
+    // Nor with one of the other family, unless that takes ours too.
+    let netns_v6 = Netns::new();
+    let worker = |addr, v6only| Worker::start(&netns_v6, &Spec { addr, v6only, ..Spec::default() });
+    let given = || Launch::new(&netns_v6, line(&["--listen", "0.0.0.0:8080"], words));
+    let _sixth = worker("::1", true);
+    given().fails(8, &["status 0"]);
+    let _any = worker("::", false);
+    given().fails(7, &["port 8080 is in use", "[::]:8080"]);
     // Bound, and not listening: the kernel refuses it to the launcher.
     let bound = netns.run_in(|| {
         let socket = sys::socket(libc::AF_INET, libc::SOCK_STREAM, 0).expect("a socket");
@@ -156,6 +186,20 @@ fn a_port_that_somebody_else_uses() {
     Launch::new(&netns, line(&["--listen", "0.0.0.0:8082"], words)).fails(7, &["0.0.0.0:8082"]);
     drop(bound);
     Launch::new(&netns, line(&["--listen", "10.9.8.7:8080"], words)).fails(3, &["10.9.8.7"]);
+}
+
+/// With SO_REUSEPORT on both sides, the kernel still keeps users apart. Whoever cannot see into the
+/// other's process is told that somebody is there.
+#[test]
+fn a_port_that_another_user_listens_on() {
+    let netns = Netns::new();
+    let _other = Worker::start(&netns, &Spec::default());
+    let nobody = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--"];
+    for options in [&["--port", "8080"][..], &["--listen", "0.0.0.0:8080"]] {
+        let options = [options, &["--rung", "auto"]].concat();
+        let launch = Launch::new(&netns, line(&options, &["true"])).through(nobody);
+        launch.fails(7, &["port 8080 is in use", "a process that we cannot see", "0.0.0.0:8080"]);
+    }
 }
 
 /// The limit on open files: for the launcher's listeners and the pipes of its copies.

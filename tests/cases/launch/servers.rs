@@ -81,7 +81,7 @@ fn pgbouncers_in_front_of_postgresql() {
     let count = cpus().len() as u32;
     let configured = PgBouncers::configure(&netns, &postgres, 6432, count);
     let ini = configured.path();
-    let words = ["pgbouncer", &ini];
+    let words = ["pgbouncer", "-u", "postgres", &ini];
     let options = ["--port", "6432", "--workers", "per-cpu"];
     let mut launcher = Launch::new(&netns, line(&options, &words)).up();
     for pid in launcher.workers().values() {

@@ -91,7 +91,8 @@ impl PgBouncer {
     }
 }
 
-/// Configurations `0.ini`, `1.ini`, ... of instances that somebody else starts, as root.
+/// Configurations `0.ini`, `1.ini`, ... of instances that somebody else starts, as root: with
+/// `-u postgres`.
 #[derive(Debug)]
 pub struct PgBouncers {
     home: Home,
@@ -102,8 +103,7 @@ impl PgBouncers {
     pub fn configure(netns: &Netns, postgres: &Postgres, port: u16, count: u32) -> Self {
         let home = Home::new(Some(user("postgres")));
         for index in 0..count {
-            let settings = "pool_mode = session\nuser = postgres\n";
-            let text = configuration(netns, postgres, index, port, settings);
+            let text = configuration(netns, postgres, index, port, "pool_mode = session\n");
             home.write(&format!("{index}.ini"), &text);
         }
         Self { home }

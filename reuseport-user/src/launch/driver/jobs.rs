@@ -55,9 +55,12 @@ impl Driver<'_> {
     pub(super) fn steer(&mut self, away: &[Instance]) {
         let cookies = |instance: &Instance| self.processes.get(instance).map(|it| &it.cookies);
         let away: BTreeSet<u64> = away.iter().filter_map(cookies).flatten().copied().collect();
-        let back = self.jobs.away.difference(&away).map(|&cookie| (cookie, Role::Active));
+        let alive = || self.processes.iter().filter(|(_, process)| process.alive);
+        // Only for who is there to accept: what an ended copy left behind may still keep its listener.
+        let served: BTreeSet<u64> = alive().flat_map(|(_, it)| &it.cookies).copied().collect();
+        let back = served.intersection(&self.jobs.away).filter(|&it| !away.contains(it));
+        let back = back.map(|&cookie| (cookie, Role::Active));
         let roles = back.chain(away.iter().map(|&cookie| (cookie, Role::Drained))).collect();
-        let alive = self.processes.iter().filter(|(_, process)| process.alive);
         let place = |(instance, process): (&Instance, &Process)| {
             (process.pid, CpuSet::from([self.seats[instance.seat].cpu]))
         };
@@ -65,8 +68,9 @@ impl Driver<'_> {
             target: self.options.target.clone(),
             rung: self.options.rung,
             settings: self.options.settings.clone(),
+            alone: self.options.listen.is_some(),
             roles,
-            copies: alive.map(place).collect(),
+            copies: alive().map(place).collect(),
         };
         self.steered = true;
         self.jobs.away.extend(&away);

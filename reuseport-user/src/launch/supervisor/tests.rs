@@ -103,6 +103,15 @@ fn a_single_copy_is_not_steered() {
     assert_eq!(world.handle(Event::Listening(instance(0, 0))), [Action::Tell(Note::Up)]);
 }
 
+/// The next copy's listener joins before that copy is ready.
+#[test]
+fn a_single_copy_whose_listener_is_kept_is_steered() {
+    let mut world = World::new(1, Rules { keeps_listeners: true, ..rules() });
+    world.tick();
+    assert_eq!(world.handle(Event::Listening(instance(0, 0))), [away(&[])]);
+    assert_eq!(world.handle(Event::Steered(true)), [Action::Tell(Note::Up)]);
+}
+
 #[test]
 fn whoever_ends_before_all_are_up_ends_all() {
     let mut world = World::new(3, rules());
