@@ -33,6 +33,8 @@ pub(super) struct Steered {
     /// Slots of our listeners, in their order; none on the other rungs.
     slots: Vec<u32>,
     rung: Rung,
+    /// Whether an older process serves until it is taken over from.
+    waits: bool,
     /// Since connections are steered away.
     draining: Option<Draining>,
 }
@@ -73,14 +75,23 @@ impl Plans<'_> {
         opened: &[Opened],
         passed: &dyn Fn(&Members) -> Option<Descriptors>,
     ) -> Result<Climbed, GroupError> {
-        let find = |it: &Opened| Members::find(it, self.cpus);
-        let members: Vec<Members> = opened.iter().map(find).collect::<Result<_, _>>()?;
+        let find = |it: &Opened| Members::find(it, self.cpus, self.builder.beside_others);
+        let found: Result<Vec<Members>, GroupError> = opened.iter().map(find).collect();
+        let (members, unseen) = match found {
+            Ok(members) => (members, None),
+            // Not so on the lower rungs, which need nothing but our own sockets.
+            Err(error) => {
+                let unseen = |it: &Opened| Members::unseen(it, self.cpus);
+                (opened.iter().map(unseen).collect::<Result<_, _>>()?, Some(error.to_string()))
+            }
+        };
         let mut passed_over = Vec::new();
         let demanded = self.builder.rung;
         let offered = Rung::LADDER.into_iter().filter(|&rung| demanded.is_none_or(|it| it == rung));
         for rung in offered {
-            let climbed = match rung {
-                Rung::Ebpf => self.attach(&members, passed),
+            let climbed = match (rung, &unseen) {
+                (Rung::Ebpf, Some(why)) => Err(Refusal::Why(Why::Untried(why.clone()))),
+                (Rung::Ebpf, None) => self.attach(&members, passed),
                 _ => self.set(rung, opened, &members, &passed_over).map(|()| {
                     let without = |it| Steered::new(it, None, Vec::new(), rung);
                     (members.iter().cloned().map(without).collect(), Vec::new())
@@ -146,7 +157,7 @@ impl Plans<'_> {
         let slots: Option<Vec<u32>> = members.own().iter().map(slot).collect();
         let slots = slots.ok_or(SteerError::Vanished { group: members.group.key })?;
         let steered = Steered::new(members.clone(), Some(held), slots, Rung::Ebpf);
-        Ok((steered, report.notices))
+        Ok((Steered { waits, ..steered }, report.notices))
     }
 
     /// Sets one of the lower rungs.
@@ -210,14 +221,24 @@ impl Plans<'_> {
 
 impl Steered {
     fn new(members: Members, held: Option<Held>, slots: Vec<u32>, rung: Rung) -> Self {
-        Self { members, held, slots, rung, draining: None }
+        Self { members, held, slots, rung, waits: false, draining: None }
     }
 
     /// Where each listener of ours publishes its load; `None` where nobody reads it.
     pub(super) fn loads(&self) -> Vec<Option<Slot>> {
-        let Some(held) = &self.held else { return vec![None; self.members.own().len()] };
+        let own = self.members.own();
+        let nowhere = || vec![None; own.len()];
+        let Some(held) = &self.held else { return nowhere() };
         let loads = held.pinned.maps.loads();
-        self.slots.iter().map(|&slot| Some(Slot { loads: Arc::clone(&loads), slot })).collect()
+        // Without a descriptor to spare, nothing can be accepted either.
+        let Ok(sockets) = held.pinned.maps.sockets.descriptor().map(Arc::new) else {
+            return nowhere();
+        };
+        let slot = |(listener, &slot): (&Listener, &u32)| {
+            let (loads, sockets) = (Arc::clone(&loads), Arc::clone(&sockets));
+            Some(Slot { loads, sockets, slot, cookie: listener.cookie })
+        };
+        own.iter().zip(&self.slots).map(slot).collect()
     }
 
     /// How often the program chose each of our listeners so far, by receiving CPU; `None` where none of
@@ -233,11 +254,24 @@ impl Steered {
         self.slots.iter().map(of).collect()
     }
 
+    /// Whether it was opened to take over later.
+    #[cfg(feature = "tokio")]
+    pub(super) fn waits(&self) -> bool {
+        self.waits
+    }
+
     /// Takes over from older processes of this program.
     pub(super) fn take_over(&mut self, plans: &Plans<'_>) -> Result<(), GroupError> {
+        if self.held.is_none() {
+            return Ok(());
+        }
+        // Who was seen then may not be looked at any more, if this process gave its privileges up.
+        let mut older = self.members.older.clone();
         self.members.refresh()?;
-        let older = self.members.older.clone();
-        self.set_role(plans, Role::Active, &older).map(drop)
+        older.extend(&self.members.older);
+        self.set_role(plans, Role::Active, &older)?;
+        self.waits = false;
+        Ok(())
     }
 
     /// Gives our listeners another part; false where no program of ours is in force.

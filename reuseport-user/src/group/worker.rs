@@ -24,6 +24,11 @@ use crate::sys::sched;
 /// share::<reuseport_user::group::Worker>();
 /// ```
 ///
+/// ```
+/// fn send<T: Send>() {}
+/// send::<reuseport_user::group::Worker>();
+/// ```
+///
 /// The sockets are the worker's. They close with it, or with what [`Worker::listener`] and its like
 /// made of them: keep no handle of a worker whose thread has ended, or clients will connect to it
 /// and wait in vain.
