@@ -135,7 +135,7 @@ mod tests {
     fn listening(reuseport: bool) -> (Socket, Endpoint) {
         let socket = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.set_reuse_port(reuseport).unwrap();
-        socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         socket.listen(1).unwrap();
         let address = socket.local_addr().unwrap().as_socket().unwrap();
         (socket, Endpoint { protocol: Protocol::Tcp, address })

@@ -23,7 +23,7 @@ pub(super) struct Slot {
     pub(super) loads: Arc<SharedLoads>,
     /// The map that says who sits where.
     pub(super) sockets: Arc<OwnedFd>,
-    pub(super) slot: u32,
+    pub(super) index: u32,
     /// The listener's.
     pub(super) cookie: u64,
 }
@@ -31,20 +31,20 @@ pub(super) struct Slot {
 impl Slot {
     /// Whether the listener still sits there: when it was closed, the next one to join gets the slot.
     fn is_ours(&self) -> bool {
-        let now = bpf::lookup_u64(self.sockets.as_fd(), self.slot);
+        let now = bpf::lookup_u64(self.sockets.as_fd(), self.index);
         // What cannot be seen has not changed, as far as we know.
         now.map_or(true, |cookie| cookie == Some(self.cookie))
     }
 
     // In any order with other memory: the program wants to know how much, not exactly when.
     fn set_pending(&self, pending: u32) {
-        if let Some(word) = self.loads.pending(self.slot) {
+        if let Some(word) = self.loads.pending(self.index) {
             word.store(pending, Relaxed);
         }
     }
 
     fn set_limit(&self, limit: u32) {
-        if let Some(word) = self.loads.limit(self.slot) {
+        if let Some(word) = self.loads.limit(self.index) {
             let with = |now: u32| Some((now & EVICTED) | limit);
             // It always sets: there is no condition to fail.
             let _before = word.fetch_update(Relaxed, Relaxed, with);

@@ -81,6 +81,7 @@ pub(crate) mod launched;
 mod load;
 mod members;
 mod open;
+mod refusal;
 #[cfg(feature = "tokio")]
 mod serve;
 mod steering;

@@ -10,13 +10,14 @@ use super::builder::GroupBuilder;
 use super::load::Slot;
 use super::members::Members;
 use super::open::Opened;
+use super::refusal::{Refusal, unfit};
 use super::{GroupError, Notice};
 use crate::bpf::pins::Descriptors;
 use crate::discover::acquire::with_listener;
 use crate::discover::{Look, NetnsChoice, Target};
 use crate::model::{Cpu, Listener};
 use crate::plan::policy_str;
-use crate::rungs::{self, Choice, PassedOver, Rung, RungError, Why};
+use crate::rungs::{self, Choice, PassedOver, Rung, Why};
 use crate::steer::attach::AttachOptions;
 use crate::steer::attach::own::{self, Held};
 use crate::steer::change::Handshakes;
@@ -59,12 +60,6 @@ pub(super) struct Plans<'a> {
     pub(super) topology: &'a Topology,
     /// By worker.
     pub(super) cpus: &'a [Cpu],
-}
-
-/// Why a rung was not climbed. What had been done was undone.
-enum Refusal {
-    Steer(SteerError),
-    Why(Why),
 }
 
 impl Plans<'_> {
@@ -234,9 +229,9 @@ impl Steered {
         let Ok(sockets) = held.pinned.maps.sockets.descriptor().map(Arc::new) else {
             return nowhere();
         };
-        let slot = |(listener, &slot): (&Listener, &u32)| {
+        let slot = |(listener, &index): (&Listener, &u32)| {
             let (loads, sockets) = (Arc::clone(&loads), Arc::clone(&sockets));
-            Some(Slot { loads, sockets, slot, cookie: listener.cookie })
+            Some(Slot { loads, sockets, index, cookie: listener.cookie })
         };
         own.iter().zip(&self.slots).map(slot).collect()
     }
@@ -384,37 +379,5 @@ impl Steered {
             }
         }
         Ok(())
-    }
-}
-
-fn unfit(why: String) -> Refusal {
-    Refusal::Why(Why::Unfit(why))
-}
-
-impl From<RungError> for Refusal {
-    fn from(error: RungError) -> Self {
-        Self::Why(Why::Untried(error.to_string()))
-    }
-}
-
-impl Refusal {
-    /// As the reason for a lower rung.
-    fn why(self) -> Why {
-        match self {
-            Self::Why(why) => why,
-            Self::Steer(SteerError::Bpf { source, .. }) => Why::from(&source),
-            Self::Steer(error @ (SteerError::Foreign { .. } | SteerError::Suspicious { .. })) => {
-                Why::Unfit(error.to_string())
-            }
-            Self::Steer(error) => Why::Untried(error.to_string()),
-        }
-    }
-
-    /// As a failure.
-    fn demanded(self, rung: Rung) -> GroupError {
-        match self {
-            Self::Why(why) => GroupError::Rung { rung, why },
-            Self::Steer(error) => error.into(),
-        }
     }
 }

@@ -78,7 +78,7 @@ impl Worker {
     /// Its slot in the steering map of the group's first address, as `reuseport-steer status` shows
     /// it; `None` where no eBPF program steers.
     pub fn slot(&self) -> Option<u32> {
-        self.seats.first().and_then(|seat| Some(seat.load.as_ref()?.slot))
+        self.seats.first().and_then(|seat| Some(seat.load.as_ref()?.index))
     }
 
     /// Pins the calling thread to the worker's CPU.
