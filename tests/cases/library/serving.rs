@@ -330,7 +330,8 @@ fn the_load_of_closed_listeners_is_nobody_elses() {
         }
     });
     assert!(scene.counter("spilled") > 0, "its limit is gone: {:#}", scene.status());
-    (second.stop(), third.stop());
+    second.stop();
+    third.stop();
 }
 
 /// A handshake that is under way when connections are steered away ends in the old queue: closed
