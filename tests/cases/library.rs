@@ -2,6 +2,8 @@
 
 mod examples;
 mod handover;
+mod launched;
+mod privileges;
 mod refused;
 mod rungs;
 mod serving;

@@ -76,6 +76,38 @@ pub fn on_spawn(command: &mut Command, what: Become) {
     unsafe { command.pre_exec(prepare) };
 }
 
+/// Gives all privileges up, for good.
+pub fn become_user(uid: u32) -> io::Result<()> {
+    // SAFETY: numbers only.
+    check(unsafe { libc::setuid(uid) }).map(drop)
+}
+
+/// From now on the calling thread and those it starts open no netlink socket, as under systemd's
+/// `RestrictAddressFamilies=`.
+pub fn forbid_netlink() -> io::Result<()> {
+    /// Where `struct seccomp_data` has the call's number, and its first argument.
+    const NUMBER: u32 = 0;
+    const FIRST: u32 = 16;
+    let load = |at| libc::sock_filter { code: 0x20, jt: 0, jf: 0, k: at };
+    let skip_unless = |k, jf| libc::sock_filter { code: 0x15, jt: 0, jf, k };
+    let answer = |k| libc::sock_filter { code: 0x06, jt: 0, jf: 0, k };
+    let refused = libc::SECCOMP_RET_ERRNO | libc::EAFNOSUPPORT as u32;
+    let mut filter = [
+        load(NUMBER),
+        skip_unless(libc::SYS_socket as u32, 3),
+        load(FIRST),
+        skip_unless(libc::AF_NETLINK as u32, 1),
+        answer(refused),
+        answer(libc::SECCOMP_RET_ALLOW),
+    ];
+    let program = libc::sock_fprog { len: filter.len() as u16, filter: filter.as_mut_ptr() };
+    // SAFETY: numbers only.
+    check(unsafe { libc::prctl(libc::PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) })?;
+    let mode = libc::SECCOMP_MODE_FILTER;
+    // SAFETY: the program and its instructions outlive the call, which copies them.
+    check(unsafe { libc::prctl(libc::PR_SET_SECCOMP, mode, &raw const program) }).map(drop)
+}
+
 /// Binds thread `tid` (0: the calling one) to `cpus`.
 pub fn pin(tid: i32, cpus: &[u32]) -> io::Result<()> {
     // SAFETY: a cpu_set_t is plain bits, all zero is the empty set.

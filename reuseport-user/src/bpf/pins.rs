@@ -100,6 +100,12 @@ impl Pins {
         }
     }
 
+    /// Whether this process may see if there are pins of `group`.
+    pub(crate) fn may_look_at(&self, group: &GroupKey) -> bool {
+        let look = fs::symlink_metadata(self.place(group));
+        !look.is_err_and(|error| error.kind() == io::ErrorKind::PermissionDenied)
+    }
+
     /// Id of the program in the group's pins, whichever version made them.
     pub fn program_id(&self, group: &GroupKey) -> Option<u32> {
         open_program(&self.place(group)).ok().map(|(_, id)| id)

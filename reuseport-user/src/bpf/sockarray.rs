@@ -1,7 +1,8 @@
 //! The sockarray: slot to socket.
 
 use std::collections::HashMap;
-use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd};
+use std::io;
+use std::os::fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd};
 
 use aya::maps::{Map, MapData, MapInfo, MapType};
 use reuseport_common::abi;
@@ -112,6 +113,11 @@ impl SockArray {
             cleared += u32::from(self.remove(slot)?);
         }
         Ok(cleared)
+    }
+
+    /// Another descriptor of the map, for lookups.
+    pub(crate) fn descriptor(&self) -> io::Result<OwnedFd> {
+        self.fd().try_clone_to_owned()
     }
 
     fn fd(&self) -> BorrowedFd<'_> {

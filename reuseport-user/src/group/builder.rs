@@ -10,11 +10,11 @@ use super::inherit::Inherited;
 use super::open::{self, Endpoint};
 use super::steering::Plans;
 use super::workers::Workers;
-use super::{Group, GroupError};
+use super::{Group, GroupError, launched};
 use crate::bpf::pins::BPFFS;
 use crate::model::Protocol;
 use crate::rungs::Rung;
-use crate::steer::Settings;
+use crate::steer::{Notice, Settings};
 use crate::sys::sched;
 use crate::topology::Topology;
 
@@ -33,8 +33,10 @@ pub struct GroupBuilder {
     pub(super) policy: Policy,
     pub(super) spill: Option<u32>,
     pub(super) rung: Option<Rung>,
-    pub(super) bpffs: PathBuf,
+    /// `None` for the launcher's, or the usual one.
+    pub(super) bpffs: Option<PathBuf>,
     pub(super) standby: bool,
+    pub(super) beside_others: bool,
 }
 
 impl Default for GroupBuilder {
@@ -47,8 +49,9 @@ impl Default for GroupBuilder {
             policy: Policy::Cpu,
             spill: None,
             rung: None,
-            bpffs: BPFFS.into(),
+            bpffs: None,
             standby: false,
+            beside_others: false,
         }
     }
 }
@@ -67,7 +70,8 @@ impl GroupBuilder {
 
     /// Where this group's pins are.
     pub(super) fn settings(&self) -> Settings {
-        Settings { bpffs: self.bpffs.clone(), ..Settings::default() }
+        let bpffs = self.bpffs.clone().unwrap_or_else(|| BPFFS.into());
+        Settings { bpffs, ..Settings::default() }
     }
 
     fn endpoint(mut self, protocol: Protocol, address: SocketAddr) -> Self {
@@ -111,11 +115,12 @@ impl GroupBuilder {
         Self { rung: Some(rung), ..self }
     }
 
-    /// Where bpffs is mounted; `/sys/fs/bpf` unless told. Pins there let `reuseport-steer` and the next
+    /// Where bpffs is mounted; `/sys/fs/bpf` unless told, or what `reuseport-steer run` was told that
+    /// started this process. Pins there let `reuseport-steer` and the next
     /// process of this program find the group. Where this process may not use it, steering works
     /// without, and [`Group::notices`] says so.
     pub fn bpffs(self, directory: impl Into<PathBuf>) -> Self {
-        Self { bpffs: directory.into(), ..self }
+        Self { bpffs: Some(directory.into()), ..self }
     }
 
     /// Where an older process of this program serves the address, lets it go on until
@@ -123,6 +128,14 @@ impl GroupBuilder {
     /// over when all its threads run. Unless told, this process takes over at once.
     pub fn standby(self) -> Self {
         Self { standby: true, ..self }
+    }
+
+    /// Shares the address with all other processes, older ones of the same program among them, and
+    /// takes over from none: for several instances side by side, as of a systemd template unit. To
+    /// replace one, end it first, or pass its sockets on (`LISTEN_FDS`). Copies that `reuseport-steer
+    /// run` starts are side by side without this.
+    pub fn beside_others(self) -> Self {
+        Self { beside_others: true, ..self }
     }
 
     /// Opens the sockets and steers them. On an error nothing is left open or attached.
@@ -135,19 +148,32 @@ impl GroupBuilder {
     /// # Minimum kernel version
     ///
     /// 3.9 for `SO_REUSEPORT`, 5.10 as tested; what steers, and from when on, is [`Rung`]'s matter.
-    pub fn build(self) -> Result<Group, GroupError> {
+    pub fn build(mut self) -> Result<Group, GroupError> {
         if self.endpoints.is_empty() {
             return Err(GroupError::NoAddress);
         }
+        if let Some(bpffs) = launched::bpffs() {
+            self.beside_others = true;
+            self.bpffs.get_or_insert(bpffs);
+        }
         let allowed = sched::affinity(0)?;
-        let topology = Topology::read()?;
+        let mut notices = Vec::new();
+        let topology = Topology::read().unwrap_or_else(|error| {
+            notices.push(Notice::new(
+                format!("which CPUs are near each other is not known: {error}"),
+                "they count as equally far apart, and the best rung may be out of reach: mount /sys here",
+            ));
+            Topology::flat(&allowed)
+        });
         let cpus = self.workers.choose(&allowed, &topology)?;
         let options = open::Options { backlog: self.backlog, v6only: self.v6only };
         let mut inherited = Inherited::from_env();
         let opened = open::open(&self.endpoints, cpus.len(), options, &mut inherited)?;
+        notices.extend(inherited.unclaimed());
         let handed = Handed::from_env();
         let plans = Plans { builder: &self, topology: &topology, cpus: &cpus };
-        let climbed = plans.climb(&opened, &|it| handed.take(&it.group.key))?;
+        let mut climbed = plans.climb(&opened, &|it| handed.take(&it.group.key))?;
+        climbed.notices.extend(notices);
         Ok(Group::assemble(self, cpus, opened, climbed))
     }
 }

@@ -9,10 +9,11 @@ use crate::plan::PlanError;
 use crate::rungs::{Rung, RungError, Why};
 use crate::steer::SteerError;
 use crate::sys::SyscallError;
-use crate::topology::TopologyError;
 
 /// A group that could not be opened or changed. What had been begun was undone: no socket is left
 /// open and nothing attached.
+///
+/// The errors that it wraps are the engine's, whose types may change with any release: go by their text.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum GroupError {
@@ -45,9 +46,6 @@ pub enum GroupError {
         /// CPUs that the calling thread may run on.
         allowed: CpuSet,
     },
-    /// The machine's CPUs are not known.
-    #[error(transparent)]
-    Topology(#[from] TopologyError),
     /// No plan for the table.
     #[error(transparent)]
     Plan(#[from] PlanError),
@@ -199,6 +197,21 @@ pub enum TakeError {
     /// It could not be registered with the runtime.
     #[error("register a socket with the runtime: {0}")]
     Register(#[from] io::Error),
+}
+
+impl From<PinError> for io::Error {
+    fn from(error: PinError) -> Self {
+        Self::other(error)
+    }
+}
+
+impl From<TakeError> for io::Error {
+    fn from(error: TakeError) -> Self {
+        match error {
+            TakeError::Register(error) => error,
+            error => Self::other(error),
+        }
+    }
 }
 
 fn bind_hint(error: &io::Error) -> &'static str {

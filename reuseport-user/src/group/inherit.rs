@@ -1,12 +1,13 @@
 //! Sockets that this process was started with: `LISTEN_FDS`, as systemd and `reuseport-steer run`
 //! pass them (see sd_listen_fds(3)).
 
+use std::net::SocketAddr;
 use std::os::fd::{AsFd as _, BorrowedFd, RawFd};
 
 use socket2::{SockRef, Socket};
 
-use super::GroupError;
 use super::open::Endpoint;
+use super::{GroupError, Notice};
 use crate::model::Protocol;
 use crate::sys::{SyscallError, inherited, sockopt};
 
@@ -49,6 +50,23 @@ impl Inherited {
             sockets.extend(inherited::take(fd)?.map(Socket::from));
         }
         Ok(sockets)
+    }
+
+    /// A word about each listener that is left: on what was meant, perhaps, but not quite.
+    pub(super) fn unclaimed(&self) -> Vec<Notice> {
+        let listener = |fd| {
+            let look = inherited::is_free(fd).ok()?.then(|| inherited::duplicate(fd))?.ok()?;
+            let listens = sockopt::listens(look.as_fd()).ok()?;
+            sockopt::local_address(look.as_fd()).ok()?.filter(|_| listens)
+        };
+        let word = |address: SocketAddr| {
+            Notice::new(
+                format!("an inherited listener on {address} is on none of the group's addresses"),
+                "unless something else in this process serves it, its clients connect and wait in \
+                 vain: name that very address, or do not pass it",
+            )
+        };
+        self.fds.clone().filter_map(listener).map(word).collect()
     }
 }
 
@@ -117,7 +135,7 @@ mod tests {
     fn listening(reuseport: bool) -> (Socket, Endpoint) {
         let socket = Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None).unwrap();
         socket.set_reuse_port(reuseport).unwrap();
-        socket.bind(&std::net::SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
+        socket.bind(&SocketAddr::from(([127, 0, 0, 1], 0)).into()).unwrap();
         socket.listen(1).unwrap();
         let address = socket.local_addr().unwrap().as_socket().unwrap();
         (socket, Endpoint { protocol: Protocol::Tcp, address })
@@ -133,10 +151,13 @@ mod tests {
         assert!(
             inherited.take(Endpoint { protocol: Protocol::Udp, ..endpoint }).unwrap().is_empty()
         );
+        let left: Vec<String> = inherited.unclaimed().into_iter().map(|it| it.what).collect();
+        assert!(left.len() == 1 && left[0].contains(&endpoint.address.to_string()), "{left:?}");
         let taken = inherited.take(endpoint).unwrap();
         assert_eq!(taken.len(), 1);
         assert_eq!(taken[0].as_raw_fd(), inherited.fds.start);
         assert!(inherited.take(endpoint).unwrap().is_empty(), "given out already");
+        assert_eq!(inherited.unclaimed(), []);
     }
 
     #[test]

@@ -1,12 +1,14 @@
 //! Publishing a worker's load, where the steering program reads it.
 
 use std::cell::Cell;
+use std::os::fd::{AsFd as _, OwnedFd};
 use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use reuseport_common::abi::EVICTED;
 
+use crate::sys::bpf;
 use crate::sys::mapped::SharedLoads;
 
 /// The largest limit; only [`BUSY`] is above it.
@@ -14,23 +16,35 @@ pub(super) const NO_LIMIT: u32 = EVICTED - 1;
 /// More than any limit.
 const BUSY: u32 = u32::MAX;
 
-/// One slot of a mapped `LOAD`. The bit of its limit that is not the worker's stays as it is.
+/// One slot of a mapped `LOAD`, for as long as its listener sits there. The bit of its limit that is
+/// not the worker's stays as it is.
 #[derive(Clone, Debug)]
 pub(super) struct Slot {
     pub(super) loads: Arc<SharedLoads>,
-    pub(super) slot: u32,
+    /// The map that says who sits where.
+    pub(super) sockets: Arc<OwnedFd>,
+    pub(super) index: u32,
+    /// The listener's.
+    pub(super) cookie: u64,
 }
 
 impl Slot {
+    /// Whether the listener still sits there: when it was closed, the next one to join gets the slot.
+    fn is_ours(&self) -> bool {
+        let now = bpf::lookup_u64(self.sockets.as_fd(), self.index);
+        // What cannot be seen has not changed, as far as we know.
+        now.map_or(true, |cookie| cookie == Some(self.cookie))
+    }
+
     // In any order with other memory: the program wants to know how much, not exactly when.
     fn set_pending(&self, pending: u32) {
-        if let Some(word) = self.loads.pending(self.slot) {
+        if let Some(word) = self.loads.pending(self.index) {
             word.store(pending, Relaxed);
         }
     }
 
     fn set_limit(&self, limit: u32) {
-        if let Some(word) = self.loads.limit(self.slot) {
+        if let Some(word) = self.loads.limit(self.index) {
             let with = |now: u32| Some((now & EVICTED) | limit);
             // It always sets: there is no condition to fail.
             let _before = word.fetch_update(Relaxed, Relaxed, with);
@@ -41,9 +55,13 @@ impl Slot {
 /// Publishes one worker's load: the connections it has in service, or that it is busy. While that is
 /// above the worker's limit, new connections of its CPU go to the second choice, if that has room.
 ///
-/// A change is one store to memory that the kernel shares: no system call, some nanoseconds. It is
+/// A change is one store to memory that the kernel shares: no system call, some nanoseconds. Only its
+/// beginning, its end and a new limit ask the kernel whose the slot is. It is
 /// neither `Send` nor `Sync`: one thread writes a slot. Clones are the same publisher; when the last
 /// of them and of its guards is dropped, the slot has no load and no limit again.
+///
+/// A listener's slot is given to somebody else once it is closed. Who closes it before the last
+/// connection ends says so first ([`LoadGuard::end`]); [`Server`](super::Server) does.
 ///
 /// Where no eBPF program steers, it counts and publishes nowhere ([`LoadGuard::is_published`]). The
 /// same goes for a group that is taken off and attached again by somebody else, or outgrows its maps:
@@ -53,6 +71,15 @@ impl Slot {
 /// fn send<T: Send>() {}
 /// send::<reuseport_user::group::LoadGuard>();
 /// ```
+///
+/// ```
+/// fn exists<T>() {}
+/// exists::<reuseport_user::group::LoadGuard>();
+/// ```
+///
+/// # Minimum kernel version
+///
+/// 5.5, for maps in shared memory; that of the eBPF rung is later.
 #[derive(Clone, Debug)]
 pub struct LoadGuard(Rc<Publisher>);
 
@@ -61,12 +88,13 @@ struct Publisher {
     slots: Vec<Slot>,
     pending: Cell<u32>,
     busy: Cell<u32>,
+    ended: Cell<bool>,
 }
 
 impl LoadGuard {
     pub(super) fn new(slots: impl Iterator<Item = Slot>, limit: Option<u32>) -> Self {
-        let (pending, busy) = (Cell::new(0), Cell::new(0));
-        let guard = Self(Rc::new(Publisher { slots: slots.collect(), pending, busy }));
+        let (pending, busy, ended) = (Cell::new(0), Cell::new(0), Cell::new(false));
+        let guard = Self(Rc::new(Publisher { slots: slots.collect(), pending, busy, ended }));
         guard.0.publish();
         guard.set_limit(limit);
         guard
@@ -74,7 +102,14 @@ impl LoadGuard {
 
     /// Whether anybody reads it.
     pub fn is_published(&self) -> bool {
-        !self.0.slots.is_empty()
+        !self.0.slots.is_empty() && !self.0.ended.get()
+    }
+
+    /// Ends publishing, for good: the slot has no load and no limit again, and what is in service still
+    /// counts for nobody but [`LoadGuard::pending`]. To be called before the listener is closed, where
+    /// connections outlive it.
+    pub fn end(&self) {
+        self.0.end();
     }
 
     /// Counts one more connection in service until the returned guard is dropped.
@@ -102,7 +137,13 @@ impl LoadGuard {
     /// never. It is at least 1.
     pub fn set_limit(&self, limit: Option<u32>) {
         let limit = limit.map_or(NO_LIMIT, |limit| limit.clamp(1, NO_LIMIT));
-        self.0.slots.iter().for_each(|slot| slot.set_limit(limit));
+        if !self.0.ended.get() {
+            self.0
+                .slots
+                .iter()
+                .filter(|slot| slot.is_ours())
+                .for_each(|slot| slot.set_limit(limit));
+        }
     }
 
     /// What is published as the load: connections in service, or what [`LoadGuard::set`] said.
@@ -118,18 +159,28 @@ impl Publisher {
     }
 
     fn publish(&self) {
+        if self.ended.get() {
+            return;
+        }
         let pending = if self.busy.get() > 0 { BUSY } else { self.pending.get() };
         self.slots.iter().for_each(|slot| slot.set_pending(pending));
+    }
+
+    fn end(&self) {
+        if self.ended.replace(true) {
+            return;
+        }
+        for slot in self.slots.iter().filter(|slot| slot.is_ours()) {
+            // Without a limit, what is pending means nothing.
+            slot.set_limit(0);
+            slot.set_pending(0);
+        }
     }
 }
 
 impl Drop for Publisher {
     fn drop(&mut self) {
-        for slot in &self.slots {
-            // Without a limit, what is pending means nothing.
-            slot.set_limit(0);
-            slot.set_pending(0);
-        }
+        self.end();
     }
 }
 

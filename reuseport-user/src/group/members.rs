@@ -6,13 +6,16 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use reuseport_common::abi::Role;
 
 use super::GroupError;
-use super::open::Opened;
+use super::open::{Endpoint, Opened};
 use crate::discover::namespaces::Place;
 use crate::discover::sock_diag::{Kind, Socket};
 use crate::discover::{DiscoverError, NetnsChoice, Target, discover, procfs};
-use crate::model::{Cpu, CpuSet, Evidence, Group, GroupKey, Holder, Listener, Pid, Served, Worker};
+use crate::model::{
+    Cpu, CpuSet, Evidence, Group, GroupKey, Holder, Listener, Netns, Pid, Served, Worker,
+};
 use crate::steer::attach::AttachOptions;
 use crate::steer::attach::own::Request;
+use crate::sys::caps::Confinement;
 use crate::sys::{netns, sockopt};
 use crate::topology::Topology;
 
@@ -25,6 +28,8 @@ pub(super) struct Members {
     pub(super) own: usize,
     /// Cookies of those that an older process of this program serves.
     pub(super) older: Vec<u64>,
+    /// Whether this process takes over from nobody: older ones are its equals.
+    beside_others: bool,
     /// Whether nobody can have attached a program before us.
     pub(super) fresh: bool,
     /// Whether some of ours are not ours alone: they stay open when we close them.
@@ -34,7 +39,11 @@ pub(super) struct Members {
 
 impl Members {
     /// Looks who is there. `cpus` are the workers' of `opened`.
-    pub(super) fn find(opened: &Opened, cpus: &[Cpu]) -> Result<Self, GroupError> {
+    pub(super) fn find(
+        opened: &Opened,
+        cpus: &[Cpu],
+        beside_others: bool,
+    ) -> Result<Self, GroupError> {
         let Opened { endpoint, sockets, inherited } = opened;
         let mut place = Place::own()?;
         let listed = place.list(Kind::from(endpoint.protocol), endpoint.address.port())?;
@@ -57,7 +66,7 @@ impl Members {
                 inode: seen.inode,
                 queued: seen.queued,
                 backlog: seen.backlog,
-                holders: vec![Holder { pid: std::process::id(), fd: socket.as_raw_fd() }],
+                holders: vec![own_holder(socket)],
                 served: Served::By(vec![own_worker(cpu)]),
             });
         }
@@ -66,9 +75,44 @@ impl Members {
         let own = listeners.len();
         let group = Group { key, netns, listeners };
         let inherited = *inherited > 0;
-        let mut members = Self { group, own, older: Vec::new(), fresh: !inherited, inherited };
+        let (older, fresh) = (Vec::new(), !inherited);
+        let mut members = Self { group, own, older, beside_others, fresh, inherited };
         members.add_others(&listed)?;
         Ok(members)
+    }
+
+    /// Of our own sockets alone, where the kernel may not be asked who else is there.
+    pub(super) fn unseen(opened: &Opened, cpus: &[Cpu]) -> Result<Self, GroupError> {
+        let Opened { endpoint: Endpoint { protocol, address }, sockets, inherited } = opened;
+        let own = |(socket, &cpu): (&socket2::Socket, &Cpu)| -> Result<Listener, GroupError> {
+            Ok(Listener {
+                cookie: sockopt::cookie(socket.as_fd())?,
+                inode: 0,
+                queued: 0,
+                backlog: 0,
+                holders: vec![own_holder(socket)],
+                served: Served::By(vec![own_worker(cpu)]),
+            })
+        };
+        let listeners: Vec<_> = sockets.iter().zip(cpus).map(own).collect::<Result<_, _>>()?;
+        let v6only = address.is_ipv6() && sockets.iter().any(|it| it.only_v6().unwrap_or(false));
+        let key = GroupKey {
+            netns: 0,
+            protocol: *protocol,
+            address: *address,
+            v6only,
+            device: 0,
+            uid: Confinement::read().uid,
+        };
+        let netns = Netns { cookie: 0, inode: 0, pid: Some(std::process::id()), own: true };
+        Ok(Self {
+            own: listeners.len(),
+            group: Group { key, netns, listeners },
+            older: Vec::new(),
+            beside_others: true,
+            fresh: false,
+            inherited: *inherited > 0,
+        })
     }
 
     /// Looks again: who of us is still open, and who else is there.
@@ -146,7 +190,10 @@ impl Members {
         let us = std::process::id();
         let (name, started) = (procfs::name(us), (procfs::started(us), us));
         let is_older = |pid: Pid| {
-            pid != us && (procfs::started(pid), pid) < started && procfs::name(pid) == name
+            !self.beside_others
+                && pid != us
+                && (procfs::started(pid), pid) < started
+                && procfs::name(pid) == name
         };
         for listener in group.into_iter().flat_map(|group| group.listeners) {
             if own.contains(&listener.cookie) {
@@ -159,6 +206,10 @@ impl Members {
         }
         Ok(())
     }
+}
+
+fn own_holder(socket: &socket2::Socket) -> Holder {
+    Holder { pid: std::process::id(), fd: socket.as_raw_fd() }
 }
 
 /// As told: its thread does not run yet.

@@ -20,6 +20,26 @@
 //! # }
 //! ```
 //!
+//! As the README has it, with errors of `io`:
+//!
+//! ```no_run
+//! # use std::io;
+//! # use std::net::{SocketAddr, TcpListener};
+//! use reuseport_user::group::{Group, Worker};
+//! # fn serve(_listener: TcpListener) -> io::Result<()> { Ok(()) }
+//! # fn main() -> Result<(), Box<dyn std::error::Error>> {
+//! # let address = SocketAddr::from(([127, 0, 0, 1], 0));
+//! let mut group = Group::builder().tcp(address).build()?;
+//! let start = |mut worker: Worker| std::thread::spawn(move || -> std::io::Result<()> {
+//!     worker.pin()?;
+//!     serve(worker.listener()?)
+//! });
+//! let threads: Vec<_> = group.take_workers().into_iter().map(start).collect();
+//! for thread in threads { thread.join().expect("no panic")?; }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! With the feature `tokio`, [`Server`] runs all of it: threads, runtimes, signals, an orderly end.
 //!
 //! # With and without privileges
@@ -38,6 +58,10 @@
 //! the new one and pass its maps on ([`Group::pass_to`]). Sockets themselves may be passed on, too
 //! (`LISTEN_FDS`), on every rung.
 //!
+//! Processes that are to share the address for good say so ([`GroupBuilder::beside_others`]). The
+//! copies that `reuseport-steer run` starts need not: it says so for them, in `REUSEPORT_STEER_RUN`,
+//! and replaces them by itself.
+//!
 //! # Beside the command
 //!
 //! A group with pins is one like any other to `reuseport-steer status`, `top` and `agent`; what they
@@ -46,15 +70,18 @@
 use std::net::SocketAddr;
 use std::process::Command;
 
+use crate::sys::sched;
 use crate::topology::Topology;
 
 mod builder;
 mod error;
 mod handover;
 mod inherit;
+pub(crate) mod launched;
 mod load;
 mod members;
 mod open;
+mod refusal;
 #[cfg(feature = "tokio")]
 mod serve;
 mod steering;
@@ -121,8 +148,10 @@ impl Group {
             let Opened { endpoint, sockets, inherited } = opened;
             let seats = sockets.into_iter().zip(steered.loads()).enumerate();
             for (worker, (place, (socket, load))) in group.workers.iter_mut().zip(seats) {
-                // What waits at one that stays open is for whoever has it next.
-                let last = if place < inherited { 0 } else { group.builder.backlog };
+                // What waits at one that stays open is for whoever has it next. The kernel queues one
+                // more than the backlog.
+                let most = group.builder.backlog.saturating_add(1);
+                let last = if place < inherited { 0 } else { most };
                 worker.add(Seat { endpoint, socket: Some(socket), load, last });
             }
         }
@@ -155,6 +184,12 @@ impl Group {
     /// [`GroupBuilder::standby`].
     pub fn take_over(&mut self) -> Result<(), GroupError> {
         self.change(Steered::take_over)
+    }
+
+    /// Whether [`Group::take_over`] is still to be called.
+    #[cfg(feature = "tokio")]
+    fn waits(&self) -> bool {
+        self.steered.iter().any(Steered::waits)
     }
 
     /// Whether a newer process has taken over on every address: new connections go there, and this
@@ -241,7 +276,8 @@ impl Group {
         work: impl FnOnce(&Plans<'_>) -> Result<R, GroupError>,
     ) -> Result<R, GroupError> {
         // CPUs come and go.
-        let topology = Topology::read()?;
+        let topology =
+            Topology::read().or_else(|_| sched::affinity(0).map(|it| Topology::flat(&it)))?;
         work(&Plans { builder: &self.builder, topology: &topology, cpus: &self.cpus })
     }
 }

@@ -10,13 +10,14 @@ use super::builder::GroupBuilder;
 use super::load::Slot;
 use super::members::Members;
 use super::open::Opened;
+use super::refusal::{Refusal, unfit};
 use super::{GroupError, Notice};
 use crate::bpf::pins::Descriptors;
 use crate::discover::acquire::with_listener;
 use crate::discover::{Look, NetnsChoice, Target};
 use crate::model::{Cpu, Listener};
 use crate::plan::policy_str;
-use crate::rungs::{self, Choice, PassedOver, Rung, RungError, Why};
+use crate::rungs::{self, Choice, PassedOver, Rung, Why};
 use crate::steer::attach::AttachOptions;
 use crate::steer::attach::own::{self, Held};
 use crate::steer::change::Handshakes;
@@ -33,6 +34,8 @@ pub(super) struct Steered {
     /// Slots of our listeners, in their order; none on the other rungs.
     slots: Vec<u32>,
     rung: Rung,
+    /// Whether an older process serves until it is taken over from.
+    waits: bool,
     /// Since connections are steered away.
     draining: Option<Draining>,
 }
@@ -59,12 +62,6 @@ pub(super) struct Plans<'a> {
     pub(super) cpus: &'a [Cpu],
 }
 
-/// Why a rung was not climbed. What had been done was undone.
-enum Refusal {
-    Steer(SteerError),
-    Why(Why),
-}
-
 impl Plans<'_> {
     /// Puts the sockets on the best rung there is, or on the one that was demanded. `passed` is what
     /// the process before this one passed on, by address.
@@ -73,14 +70,23 @@ impl Plans<'_> {
         opened: &[Opened],
         passed: &dyn Fn(&Members) -> Option<Descriptors>,
     ) -> Result<Climbed, GroupError> {
-        let find = |it: &Opened| Members::find(it, self.cpus);
-        let members: Vec<Members> = opened.iter().map(find).collect::<Result<_, _>>()?;
+        let find = |it: &Opened| Members::find(it, self.cpus, self.builder.beside_others);
+        let found: Result<Vec<Members>, GroupError> = opened.iter().map(find).collect();
+        let (members, unseen) = match found {
+            Ok(members) => (members, None),
+            // Not so on the lower rungs, which need nothing but our own sockets.
+            Err(error) => {
+                let unseen = |it: &Opened| Members::unseen(it, self.cpus);
+                (opened.iter().map(unseen).collect::<Result<_, _>>()?, Some(error.to_string()))
+            }
+        };
         let mut passed_over = Vec::new();
         let demanded = self.builder.rung;
         let offered = Rung::LADDER.into_iter().filter(|&rung| demanded.is_none_or(|it| it == rung));
         for rung in offered {
-            let climbed = match rung {
-                Rung::Ebpf => self.attach(&members, passed),
+            let climbed = match (rung, &unseen) {
+                (Rung::Ebpf, Some(why)) => Err(Refusal::Why(Why::Untried(why.clone()))),
+                (Rung::Ebpf, None) => self.attach(&members, passed),
                 _ => self.set(rung, opened, &members, &passed_over).map(|()| {
                     let without = |it| Steered::new(it, None, Vec::new(), rung);
                     (members.iter().cloned().map(without).collect(), Vec::new())
@@ -146,7 +152,7 @@ impl Plans<'_> {
         let slots: Option<Vec<u32>> = members.own().iter().map(slot).collect();
         let slots = slots.ok_or(SteerError::Vanished { group: members.group.key })?;
         let steered = Steered::new(members.clone(), Some(held), slots, Rung::Ebpf);
-        Ok((steered, report.notices))
+        Ok((Steered { waits, ..steered }, report.notices))
     }
 
     /// Sets one of the lower rungs.
@@ -210,14 +216,24 @@ impl Plans<'_> {
 
 impl Steered {
     fn new(members: Members, held: Option<Held>, slots: Vec<u32>, rung: Rung) -> Self {
-        Self { members, held, slots, rung, draining: None }
+        Self { members, held, slots, rung, waits: false, draining: None }
     }
 
     /// Where each listener of ours publishes its load; `None` where nobody reads it.
     pub(super) fn loads(&self) -> Vec<Option<Slot>> {
-        let Some(held) = &self.held else { return vec![None; self.members.own().len()] };
+        let own = self.members.own();
+        let nowhere = || vec![None; own.len()];
+        let Some(held) = &self.held else { return nowhere() };
         let loads = held.pinned.maps.loads();
-        self.slots.iter().map(|&slot| Some(Slot { loads: Arc::clone(&loads), slot })).collect()
+        // Without a descriptor to spare, nothing can be accepted either.
+        let Ok(sockets) = held.pinned.maps.sockets.descriptor().map(Arc::new) else {
+            return nowhere();
+        };
+        let slot = |(listener, &index): (&Listener, &u32)| {
+            let (loads, sockets) = (Arc::clone(&loads), Arc::clone(&sockets));
+            Some(Slot { loads, sockets, index, cookie: listener.cookie })
+        };
+        own.iter().zip(&self.slots).map(slot).collect()
     }
 
     /// How often the program chose each of our listeners so far, by receiving CPU; `None` where none of
@@ -233,11 +249,24 @@ impl Steered {
         self.slots.iter().map(of).collect()
     }
 
+    /// Whether it was opened to take over later.
+    #[cfg(feature = "tokio")]
+    pub(super) fn waits(&self) -> bool {
+        self.waits
+    }
+
     /// Takes over from older processes of this program.
     pub(super) fn take_over(&mut self, plans: &Plans<'_>) -> Result<(), GroupError> {
+        if self.held.is_none() {
+            return Ok(());
+        }
+        // Who was seen then may not be looked at any more, if this process gave its privileges up.
+        let mut older = self.members.older.clone();
         self.members.refresh()?;
-        let older = self.members.older.clone();
-        self.set_role(plans, Role::Active, &older).map(drop)
+        older.extend(&self.members.older);
+        self.set_role(plans, Role::Active, &older)?;
+        self.waits = false;
+        Ok(())
     }
 
     /// Gives our listeners another part; false where no program of ours is in force.
@@ -350,37 +379,5 @@ impl Steered {
             }
         }
         Ok(())
-    }
-}
-
-fn unfit(why: String) -> Refusal {
-    Refusal::Why(Why::Unfit(why))
-}
-
-impl From<RungError> for Refusal {
-    fn from(error: RungError) -> Self {
-        Self::Why(Why::Untried(error.to_string()))
-    }
-}
-
-impl Refusal {
-    /// As the reason for a lower rung.
-    fn why(self) -> Why {
-        match self {
-            Self::Why(why) => why,
-            Self::Steer(SteerError::Bpf { source, .. }) => Why::from(&source),
-            Self::Steer(error @ (SteerError::Foreign { .. } | SteerError::Suspicious { .. })) => {
-                Why::Unfit(error.to_string())
-            }
-            Self::Steer(error) => Why::Untried(error.to_string()),
-        }
-    }
-
-    /// As a failure.
-    fn demanded(self, rung: Rung) -> GroupError {
-        match self {
-            Self::Why(why) => GroupError::Rung { rung, why },
-            Self::Steer(error) => error.into(),
-        }
     }
 }

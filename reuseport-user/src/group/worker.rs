@@ -24,6 +24,11 @@ use crate::sys::sched;
 /// share::<reuseport_user::group::Worker>();
 /// ```
 ///
+/// ```
+/// fn send<T: Send>() {}
+/// send::<reuseport_user::group::Worker>();
+/// ```
+///
 /// The sockets are the worker's. They close with it, or with what [`Worker::listener`] and its like
 /// made of them: keep no handle of a worker whose thread has ended, or clients will connect to it
 /// and wait in vain.
@@ -73,7 +78,7 @@ impl Worker {
     /// Its slot in the steering map of the group's first address, as `reuseport-steer status` shows
     /// it; `None` where no eBPF program steers.
     pub fn slot(&self) -> Option<u32> {
-        self.seats.first().and_then(|seat| Some(seat.load.as_ref()?.slot))
+        self.seats.first().and_then(|seat| Some(seat.load.as_ref()?.index))
     }
 
     /// Pins the calling thread to the worker's CPU.

@@ -4,8 +4,10 @@ use std::env;
 use std::ffi::OsString;
 use std::io;
 use std::os::fd::{AsFd as _, OwnedFd};
+use std::path::Path;
 use std::process::{Command, Stdio};
 
+use crate::group::launched;
 use crate::model::Pid;
 use crate::sys::spawn::{self, Image};
 
@@ -31,10 +33,11 @@ pub(super) fn start(
     command: &Template,
     seat: &Seat,
     listener: Option<&OwnedFd>,
+    bpffs: &Path,
     logs: &Logs,
 ) -> io::Result<Pid> {
     let words = command.fill(seat);
-    let environment = environment(seat, listener.is_some());
+    let environment = environment(seat, listener.is_some(), bpffs);
     let image = Image {
         words: &words,
         environment: &environment,
@@ -57,17 +60,21 @@ pub(super) fn start(
     Ok(child.id())
 }
 
-fn environment(seat: &Seat, listener: bool) -> Vec<(OsString, OsString)> {
-    let mut own: Vec<(&str, String)> =
-        vec![("WORKER_INDEX", seat.worker.to_string()), ("WORKER_CPU", seat.cpu.to_string())];
+fn environment(seat: &Seat, listener: bool, bpffs: &Path) -> Vec<(OsString, OsString)> {
+    let mut own: Vec<(&str, OsString)> = vec![
+        ("WORKER_INDEX", seat.worker.to_string().into()),
+        ("WORKER_CPU", seat.cpu.to_string().into()),
+        // A server made with the library leaves it to us then whose turn it is.
+        (launched::VARIABLE, bpffs.into()),
+    ];
     if listener {
-        own.push(("LISTEN_FDS", "1".to_owned()));
-        own.push(("LISTEN_FDNAMES", LISTENER_NAME.to_owned()));
+        own.push(("LISTEN_FDS", "1".into()));
+        own.push(("LISTEN_FDNAMES", LISTENER_NAME.into()));
     }
     let replaced =
         |name: &OsString| OURS.iter().any(|it| name == it) || own.iter().any(|(it, _)| name == it);
     let inherited = env::vars_os().filter(|(name, _)| !replaced(name));
     let mut all: Vec<(OsString, OsString)> = inherited.collect();
-    all.extend(own.into_iter().map(|(name, value)| (name.into(), value.into())));
+    all.extend(own.into_iter().map(|(name, value)| (name.into(), value)));
     all
 }

@@ -198,7 +198,9 @@ impl<'a> Driver<'a> {
                 (listener, cookies) = (Some(opened), BTreeSet::from([cookie]));
             }
         }
-        let started = child::start(&self.options.command, seat, listener.as_ref(), &self.logs);
+        let LaunchOptions { command, settings, .. } = self.options;
+        let given = listener.as_ref();
+        let started = child::start(command, seat, given, &settings.bpffs, &self.logs);
         let pid = started.as_ref().copied().unwrap_or(0);
         if pid != 0 {
             self.guard.add(pid);

@@ -10,21 +10,26 @@ use super::{SyscallError, check};
 
 /// Takes over descriptor `fd`; `None` where it is not open, or is somebody's already.
 pub(crate) fn take(fd: RawFd) -> Result<Option<OwnedFd>, SyscallError> {
+    if !is_free(fd)? {
+        return Ok(None);
+    }
+    set_close_on_exec(fd, true)?;
+    // SAFETY: open, and nobody's in this process: what is opened here is close-on-exec from the start,
+    // and what was taken before is since then.
+    Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
+}
+
+/// Whether descriptor `fd` is open, and was not taken.
+pub(crate) fn is_free(fd: RawFd) -> Result<bool, SyscallError> {
     // Standard input, output and error are everybody's.
     if fd <= 2 {
-        return Ok(None);
+        return Ok(false);
     }
     // SAFETY: asks about a number; an unused one is answered with EBADF.
     let flags = unsafe { libc::fcntl(fd, libc::F_GETFD) };
     match check("fcntl(F_GETFD)", i64::from(flags)) {
-        Ok(flags) if flags as i32 & libc::FD_CLOEXEC != 0 => Ok(None),
-        Ok(_) => {
-            set_close_on_exec(fd, true)?;
-            // SAFETY: open, and nobody's in this process: what is opened here is close-on-exec from
-            // the start, and what was taken before is since then.
-            Ok(Some(unsafe { OwnedFd::from_raw_fd(fd) }))
-        }
-        Err(error) if error.errno() == libc::EBADF => Ok(None),
+        Ok(flags) => Ok(flags as i32 & libc::FD_CLOEXEC == 0),
+        Err(error) if error.errno() == libc::EBADF => Ok(false),
         Err(error) => Err(error),
     }
 }

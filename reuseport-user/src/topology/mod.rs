@@ -59,6 +59,14 @@ impl Topology {
         Self { cpus }
     }
 
+    /// A machine of which nothing is known but that it has these CPUs: all are equally far apart, and
+    /// those with lower ids exist too.
+    pub fn flat(cpus: &CpuSet) -> Self {
+        let ids = 0..cpus.iter().last().map_or(0, |last| last + 1);
+        let alone = |id| CpuInfo { id, online: true, core: id, llc: 0, node: 0 };
+        Self::new(ids.map(alone).collect())
+    }
+
     /// The possible CPUs, ascending.
     pub fn cpus(&self) -> &[CpuInfo] {
         &self.cpus

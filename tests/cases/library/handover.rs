@@ -225,6 +225,28 @@ fn another_number_of_workers() {
     new.stop();
 }
 
+/// Instances that share the address for good, as of one systemd template unit.
+#[test]
+fn side_by_side() {
+    require::cpus(2);
+    let scene = Scene::new();
+    let arguments = [TCP, "beside-others", "until-superseded"];
+    let servers = [(); 3].map(|()| Server::start(&scene.netns, &arguments));
+    for server in &servers {
+        assert_eq!(roles(&scene, server.pid()), vec!["active"; cpus().len()]);
+    }
+    let load = load(&scene.netns);
+    let [first, rest @ ..] = servers;
+    for server in rest {
+        load.advance(50);
+        server.stop();
+    }
+    load.advance(50);
+    assert_none_failed(&load.stop());
+    assert_local(&scene.netns);
+    first.stop();
+}
+
 /// Two listeners that somebody else opens and keeps, as systemd does.
 fn activation(netns: &Netns) -> [OwnedFd; 2] {
     let open = || {

@@ -13,7 +13,7 @@ use super::{TCP, assert_by_hash, assert_local};
 const POWERLESS: [&str; 3] = ["setpriv", "--bounding-set=-all", "--inh-caps=-all"];
 
 /// Why a rung is not the one that was taken.
-fn why_not(server: &Server, rung: &str) -> String {
+pub(super) fn why_not(server: &Server, rung: &str) -> String {
     let passed_over = server.said("rung")["passed_over"].clone();
     let list = passed_over.as_array().expect("a list");
     let entry = list.iter().find(|it| it["rung"] == rung);

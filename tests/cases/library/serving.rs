@@ -285,6 +285,55 @@ fn the_end_under_load_refuses_and_resets_nobody_who_was_accepted() {
     other.stop();
 }
 
+/// The kernel queues one more than the backlog.
+#[test]
+fn a_full_queue_is_served_to_its_last() {
+    let scene = Scene::new();
+    for backlog in 0..2 {
+        let arguments = [TCP, &format!("backlog={backlog}"), "workers=count:1"];
+        let mut server = Server::start(&scene.netns, &arguments);
+        server.signal(libc::SIGSTOP);
+        let queued: Vec<TcpStream> = (0..=backlog).map(|_| waiting(&scene)).collect();
+        server.signal(libc::SIGTERM);
+        server.signal(libc::SIGCONT);
+        for mut stream in queued {
+            let mut line = String::new();
+            stream.read_to_string(&mut line).expect("an answer");
+            assert!(line.contains("worker"), "{line:?}");
+        }
+        assert!(server.wait().0.success());
+    }
+}
+
+/// Slots are given on: who has closed his listeners and still serves must not speak for the next.
+#[test]
+fn the_load_of_closed_listeners_is_nobody_elses() {
+    require::cpus(2);
+    let scene = Scene::new();
+    let mut first = Server::start(&scene.netns, &[TCP, "greet", "hold=4000"]);
+    let mut stream = waiting(&scene);
+    stream.read_exact(&mut [0]).expect("the greeting of one in service");
+    let second = Server::start(&scene.netns, &[TCP]);
+    first.signal(libc::SIGTERM);
+    let listeners = || scene.status()["listeners"].as_array().map_or(0, Vec::len);
+    assert!(eventually(Duration::from_secs(20), || listeners() == cpus().len()));
+    let third = Server::start(&scene.netns, &[TCP, "greet", "hold=2000", "spill=1"]);
+    assert!(first.alive(), "it ended before its slots were given on");
+    assert!(first.wait().0.success());
+    let mut streams: Vec<TcpStream> = Vec::new();
+    scene.netns.run_in(|| {
+        sys::pin(0, &[cpus()[0]]).expect("run on a CPU");
+        for _ in 0..4 {
+            let mut stream = TcpStream::connect(ADDRESS).expect("connect");
+            stream.read_exact(&mut [0]).expect("the greeting of one in service");
+            streams.push(stream);
+        }
+    });
+    assert!(scene.counter("spilled") > 0, "its limit is gone: {:#}", scene.status());
+    second.stop();
+    third.stop();
+}
+
 /// A handshake that is under way when connections are steered away ends in the old queue: closed
 /// before, the listener would reset it.
 #[test]

@@ -33,6 +33,8 @@ struct Options {
     persist: bool,
     /// On SIGHUP, start this program again, with what it needs to take over.
     pass: bool,
+    /// Whom to become once the group is made.
+    user: Option<u32>,
     /// What goes wrong.
     fault: Option<String>,
 }
@@ -52,7 +54,13 @@ fn main() -> ExitCode {
 
 fn run() -> Result<Value, Box<dyn Error>> {
     let options = parse(std::env::args().skip(1))?;
+    if options.fault.as_deref() == Some("no-netlink") {
+        sys::forbid_netlink()?;
+    }
     let group = options.builder.clone().build()?;
+    if let Some(uid) = options.user {
+        sys::become_user(uid)?;
+    }
     let addresses: Vec<String> = group.addresses().iter().map(ToString::to_string).collect();
     let notices: Vec<&str> = group.notices().iter().map(|it| it.what.as_str()).collect();
     let (pid, rung) = (std::process::id(), group.rung());
@@ -137,6 +145,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, Box<dyn Err
             "rung" => builder.rung(rung(value)?),
             "bpffs" => builder.bpffs(value),
             "standby" => builder.standby(),
+            "beside-others" => builder.beside_others(),
             "spill" => builder.spill_above(value.parse()?),
             "backlog" => builder.backlog(value.parse()?),
             _ => {
@@ -147,6 +156,7 @@ fn parse(arguments: impl Iterator<Item = String>) -> Result<Options, Box<dyn Err
                     "greet" => options.greeting = "\n",
                     "persist" => options.persist = true,
                     "pass" => options.pass = true,
+                    "user" => options.user = Some(value.parse()?),
                     "fault" => options.fault = Some(value.to_owned()),
                     _ => return Err(format!("no such option: {argument}").into()),
                 }

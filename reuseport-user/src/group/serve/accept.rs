@@ -177,6 +177,9 @@ where
             },
         }
     }
+    // The slot is the next one's as soon as the listener is closed; connections may last.
+    load.end();
+    drop(listener);
     Ok(())
 }
 

@@ -30,7 +30,8 @@ const DRAIN: Duration = Duration::from_secs(30);
 /// Runs a [`Group`]: a thread per worker, pinned to its CPU, with a current-thread tokio runtime and a
 /// `LocalSet`, so that services need not be `Send`.
 ///
-/// It ends on SIGTERM or SIGINT (or [`Server::until`]) in this order, so that no client is cut off:
+/// It ends on SIGTERM or SIGINT (or [`Server::until`]; further ones change nothing, and
+/// [`Server::drain_timeout`] is the longest it takes) in this order, so that no client is cut off:
 /// connections are steered to whoever else serves the address; what is queued meanwhile is still
 /// accepted; the listeners close; connections in service end, or time is up; the threads are joined.
 ///

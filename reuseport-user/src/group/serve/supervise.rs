@@ -9,6 +9,7 @@ use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout_at};
+use tracing::warn;
 
 use super::stop::{Phase, Stop};
 use super::thread::{Event, live};
@@ -24,6 +25,8 @@ const LOOK: Duration = Duration::from_millis(20);
 /// How often it is looked whether a newer process has taken over. Nobody waits for that: connections
 /// go to the newer one already.
 const LOOK_FOR_NEWER: Duration = Duration::from_millis(100);
+/// How long after a takeover that failed it is tried again. Nobody is without service meanwhile.
+const TRY_AGAIN: Duration = Duration::from_secs(5);
 
 impl Server {
     /// Runs `main` on a thread for each worker, to the end of all.
@@ -104,9 +107,11 @@ impl Supervisor {
                 heard = self.hear() => heard?,
             }
         }
-        // Not before: who took over from must not be let go for one that cannot serve.
-        server.group.take_over()?;
-        let superseded = superseded(&server.group, server.until_superseded);
+        let superseded = async {
+            // Not before: who is taken over from must not be let go for one that cannot serve.
+            take_over(&mut server.group).await;
+            superseded(&server.group, server.until_superseded).await;
+        };
         tokio::select! {
             () = asked => Ok(Reason::Asked),
             () = superseded => Ok(Reason::Superseded),
@@ -118,7 +123,11 @@ impl Supervisor {
     async fn end(&mut self, group: &mut Group, limit: Duration) {
         let end = Instant::now() + limit;
         // Where steering cannot be changed, the end is as without it: the queues are emptied.
-        if group.steer_away().unwrap_or(false) {
+        let away = group.steer_away().unwrap_or_else(|error| {
+            warn!("connections are not steered away before the end: {error}");
+            false
+        });
+        if away {
             let deadline = end.min(Instant::now() + UNDER_WAY);
             // What cannot be seen is not waited for.
             let mut drained = || group.is_drained().unwrap_or(true);
@@ -242,6 +251,16 @@ fn signals() -> Result<impl Future<Output = ()>, ServeError> {
             _ = interrupt.recv() => {}
         }
     })
+}
+
+/// Takes over where an older process is to be taken over from. It serves on until that can be done.
+async fn take_over(group: &mut Group) {
+    while group.waits()
+        && let Err(error) = group.take_over()
+    {
+        warn!("the older process serves on until this one can take over: {error}");
+        sleep(TRY_AGAIN).await;
+    }
 }
 
 /// Until a newer process has taken over, if that is to be looked at.

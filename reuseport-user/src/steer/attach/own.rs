@@ -9,7 +9,7 @@ use crate::bpf::BpfError;
 use crate::bpf::owner::Attached;
 use crate::bpf::pins::{Descriptors, LockedPins, Pinned, Pins};
 use crate::discover::{NetnsChoice, Target};
-use crate::model::{Group, GroupKey};
+use crate::model::{Group, GroupKey, Listener, Served};
 use crate::sys::netns;
 use crate::topology::Topology;
 
@@ -107,13 +107,14 @@ pub(crate) fn attach(
 pub(crate) fn set_roles(request: &Request<'_>, held: &mut Held) -> Result<bool, SteerError> {
     let key = request.group.key;
     let mut opened;
-    let (_lock, pinned) = if held.descriptors.is_some() {
-        (None, Some(&mut held.pinned))
-    } else {
-        let pins = Pins::at(&request.options.settings.bpffs)?.lock()?;
-        // Others may have replaced what was attached here.
-        opened = pins.open(&key)?;
-        (Some(pins), opened.as_mut())
+    let pins = held.lock(&request.options.settings)?;
+    let pinned = match &pins {
+        None => Some(&mut held.pinned),
+        Some(pins) => {
+            // Others may have replaced what was attached here.
+            opened = pins.open(&key)?;
+            opened.as_mut()
+        }
     };
     let Some(pinned) = pinned else { return Ok(false) };
     let of = SteerError::of(&key);
@@ -122,6 +123,12 @@ pub(crate) fn set_roles(request: &Request<'_>, held: &mut Held) -> Result<bool, 
     group.listeners.retain(|listener| seats.contains_key(&listener.cookie));
     if group.listeners.is_empty() {
         return Ok(false);
+    }
+    // Others who may not be looked at keep the place that is remembered.
+    for cookie in seats.into_keys() {
+        if !group.listeners.iter().any(|listener| listener.cookie == cookie) {
+            group.listeners.push(unseen(cookie));
+        }
     }
     let roles = request.roles(Some(pinned)).map_err(&of)?;
     let change = Change { roles, ..Change::default() };
@@ -137,9 +144,9 @@ pub(crate) fn intents(
     settings: &Settings,
     held: &Held,
 ) -> Result<HashMap<u64, Intent>, SteerError> {
-    let opened = match &held.descriptors {
-        Some(_) => None,
-        None => Some(Pins::at(&settings.bpffs)?.open(key)?),
+    let opened = match held.reach(key, settings)? {
+        None => None,
+        Some(pins) => Some(pins.open(key)?),
     };
     let pinned = match &opened {
         None => &held.pinned,
@@ -156,9 +163,14 @@ pub(crate) fn detach(
     held: &Held,
 ) -> Result<Detached, SteerError> {
     let groups = std::slice::from_ref(group);
-    let census = Census::ask(groups, &target(&group.key), settings)?;
-    if held.descriptors.is_none() {
-        let pins = Pins::at(&settings.bpffs)?.lock()?;
+    let census = match Census::ask(groups, &target(&group.key), settings) {
+        // This process gave its privileges up.
+        Err(SteerError::Bpf { source: error @ BpfError::NotPermitted { .. }, .. }) => {
+            Census::unknown(&error)
+        }
+        census => census?,
+    };
+    if let Some(pins) = held.lock(settings)? {
         return Ok(detach_group(&pins, group, &census)?.outcome);
     }
     let attached = census.attached(group);
@@ -171,10 +183,43 @@ pub(crate) fn detach(
 
 /// Removes the pins of a group that is gone.
 pub(crate) fn clear(key: &GroupKey, settings: &Settings, held: &Held) -> Result<(), SteerError> {
-    if held.descriptors.is_none() {
-        clear_dead(&Pins::at(&settings.bpffs)?.lock()?, &target(key), &[])?;
+    if let Some(pins) = held.lock(settings)? {
+        clear_dead(&pins, &target(key), &[])?;
     }
     Ok(())
+}
+
+impl Held {
+    /// The pins that it is in. `None` where it is in none, or in none that this process may still
+    /// reach, which may have given its privileges up: then what it has open is all there is.
+    fn reach(&self, key: &GroupKey, settings: &Settings) -> Result<Option<Pins>, SteerError> {
+        if self.descriptors.is_some() {
+            return Ok(None);
+        }
+        match Pins::at(&settings.bpffs) {
+            Ok(pins) => Ok(pins.may_look_at(key).then_some(pins)),
+            Err(error) if error.is_out_of_reach() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// As [`Held::reach`], for changes.
+    fn lock(&self, settings: &Settings) -> Result<Option<LockedPins>, SteerError> {
+        if self.descriptors.is_some() {
+            return Ok(None);
+        }
+        match Pins::at(&settings.bpffs).and_then(Pins::lock) {
+            Ok(pins) => Ok(Some(pins)),
+            Err(error) if error.is_out_of_reach() => Ok(None),
+            Err(error) => Err(error.into()),
+        }
+    }
+}
+
+/// Somebody in the map of whom nothing else is known.
+fn unseen(cookie: u64) -> Listener {
+    let served = Served::Unknown("its process may not be looked at".to_owned());
+    Listener { cookie, inode: 0, queued: 0, backlog: 0, holders: Vec::new(), served }
 }
 
 /// The group's pins, if this process may have any, and else why not.
