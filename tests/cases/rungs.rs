@@ -341,7 +341,7 @@ fn classic_bpf_of_others_is_left_alone_and_ours_is_known() {
         let words = ["classic BPF program", "--takeover"];
         scene.refuses(&scene.cli("attach", &["--rung", rung]), 7, &words);
     }
-    assert_eq!(scene.cli("detach", &["--json"]).run().ok().json()[0]["outcome"], "foreign");
+    assert_eq!(scene.cli("detach", &["--json"]).run().fails(7).json()[0]["outcome"], "foreign");
     assert_eq!(scene.attached()["state"], "classic");
     scene.cli("attach", &["--rung", "incoming-cpu", "--takeover"]).run().ok();
     assert_eq!(scene.attached()["state"], "nothing");
@@ -355,7 +355,7 @@ fn classic_bpf_of_others_is_left_alone_and_ours_is_known() {
     // Somebody else's program over it is theirs.
     let _stranger = Stranger::start(&scene.netns, &scene.workers[0], Deed::Program);
     assert_eq!(scene.told()["rung"]["rung"], "classic-bpf", "that user cannot see better");
-    assert_eq!(scene.cli("detach", &["--json"]).run().ok().json()[0]["outcome"], "foreign");
+    assert_eq!(scene.cli("detach", &["--json"]).run().fails(7).json()[0]["outcome"], "foreign");
     assert_eq!(scene.attached()["state"], "program");
     no_cpu(&scene);
 }

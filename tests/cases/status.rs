@@ -91,8 +91,7 @@ fn a_group_that_is_not_steered_is_shown_as_it_is() {
     assert_eq!(slots, vec![&Value::Null; workers.len()]);
 }
 
-/// Somebody attaches a program of his own in the place of ours: it works no more, and `status` says
-/// whose it is.
+/// Somebody attaches a program in the place of ours: it works no more, and `status` says whose it is.
 #[test]
 fn a_foreign_program_in_place_of_ours_is_reported() {
     let (scene, _workers) = Scene::with_workers(&Spec::default());
@@ -102,7 +101,7 @@ fn a_foreign_program_in_place_of_ours_is_reported() {
     let mount = bpffs.path().to_str().expect("a path of ours is text");
     tool("mount", &["-t", "bpf", "bpf", mount]);
     let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        scene.run("attach", &["--bpffs", mount]).fails(7).says("another program is attached");
+        scene.run("attach", &["--bpffs", mount]).fails(7).says("reuseport-steer's own");
         scene.run("attach", &["--bpffs", mount, "--takeover"]).ok();
         let status = scene.status();
         scene.run("detach", &["--bpffs", mount]).ok();
@@ -115,7 +114,7 @@ fn a_foreign_program_in_place_of_ours_is_reported() {
     assert_ne!(theirs, ours);
     assert_eq!(status["steering"]["in_force"], false, "{status:#}");
     let said = status["problems"].to_string();
-    assert!(said.contains(&format!("another program is attached: {theirs} ")), "{said}");
+    assert!(said.contains(&format!("program {theirs} steers it, reuseport-steer's own")), "{said}");
     // And ours is back with the next attach.
     scene.attach(&[]);
     scene.assert_steered();

@@ -1,7 +1,7 @@
 //! Why a group could not be steered, released or looked at.
 
 use crate::bpf::BpfError;
-use crate::bpf::owner::{Attached, Suspect};
+use crate::bpf::owner::{Attached, Suspect, is_kin};
 use crate::bpf::pins::PinsError;
 use crate::discover::DiscoverError;
 use crate::discover::acquire::AcquireError;
@@ -67,6 +67,27 @@ pub enum SteerError {
         /// Why the first of them is not known.
         reason: String,
     },
+    /// A program of this project's steers the group, and its pins are not here.
+    #[error(
+        "{group}: reuseport-steer's own program is attached (BPF program {id}), and its pins are on \
+         another BPF file system (a container's, `ip netns exec`'s) or gone; it is left alone. If no \
+         other reuseport-steer keeps it, add --takeover"
+    )]
+    Kin {
+        /// The group.
+        group: GroupKey,
+        /// The program.
+        id: u32,
+    },
+    /// `detach` took nothing off.
+    #[error(
+        "{group}: still steered, by a program that is not ours to take off; let the program that \
+         attached it do that, or run `attach --takeover`, then `detach`"
+    )]
+    LeftAttached {
+        /// The group.
+        group: GroupKey,
+    },
     /// Somebody else's program steers the group.
     #[error(
         "{group}: another program is attached ({owner}); it is left alone. If it may be replaced, \
@@ -128,8 +149,8 @@ pub enum SteerError {
     },
     /// There is nothing in force that could be changed.
     #[error(
-        "{group}: it is not steered by this version's program; run `attach` first (on a rung below \
-         eBPF, `attach --weight PID=0` takes a worker's CPU away)"
+        "{group}: no program of this version steers it, so there is nothing to change: run `attach` \
+         first (on a rung below eBPF, `attach --weight PID=0` takes a worker's CPU away)"
     )]
     NotSteered {
         /// The group.
@@ -271,7 +292,10 @@ impl SteerError {
 
     /// Somebody else's program.
     pub(crate) fn foreign(group: &GroupKey, attached: &Attached) -> Self {
-        Self::Foreign { group: *group, owner: Self::owner(attached) }
+        match attached {
+            Attached::Program { id } if is_kin(*id) => Self::Kin { group: *group, id: *id },
+            _ => Self::Foreign { group: *group, owner: Self::owner(attached) },
+        }
     }
 
     /// A program by what is known of it.
