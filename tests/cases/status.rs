@@ -79,6 +79,19 @@ fn a_listener_without_a_seat_is_reported() {
     assert!(!status["problems"].to_string().contains("joined since"), "{status:#}");
 }
 
+/// The kernel tells of TCP groups alone whose program is attached: nothing is wrong with the others.
+#[test]
+fn a_healthy_datagram_group_has_no_problem() {
+    let spec = Spec { udp: true, ..Spec::default() };
+    let scene = crate::scene::Scene::of(&[spec.clone(), spec]);
+    scene.cli("attach", &["--udp"]).run().ok();
+    let status = scene.cli("status", &["--udp"]).run().ok();
+    assert!(status.stdout.contains("steered: policy cpu"), "{status}");
+    assert!(status.stdout.contains("whether it is still attached cannot be seen"), "{status}");
+    assert!(!status.stdout.contains('!'), "{status}");
+    scene.cli("detach", &["--udp"]).run().ok();
+}
+
 #[test]
 fn a_group_that_is_not_steered_is_shown_as_it_is() {
     let (scene, workers) = Scene::with_workers(&Spec::default());
