@@ -235,7 +235,7 @@ fn a_worker_of_weight_0_loses_its_cpu() {
     assert_eq!((tally.failed(), tally.by_worker(second).get("1")), (0, None), "{tally}");
     // That is what there is in the place of draining.
     let pid = scene.workers[1].pid().to_string();
-    let words = ["not steered by this version's program", "--weight PID=0"];
+    let words = ["not steered, or not by eBPF", "--weight PID=0"];
     let here = ["--pid", &pid, "--netns", "/proc/self/ns/net"];
     scene.refuses(&scene.cli("drain", &here), 3, &words);
     scene.taker("detach", &[]).run().ok();

@@ -148,13 +148,14 @@ pub enum SteerError {
         group: GroupKey,
     },
     /// There is nothing in force that could be changed.
-    #[error(
-        "{group}: no program of this version steers it, so there is nothing to change: run `attach` \
-         first (on a rung below eBPF, `attach --weight PID=0` takes a worker's CPU away)"
-    )]
+    #[error("{group}: {why}, so there is nothing to change: {remedy}")]
     NotSteered {
         /// The group.
         group: GroupKey,
+        /// How it is instead.
+        why: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
     /// No such worker or slot.
     #[error("{who}; `status` shows who serves which slot")]
@@ -269,6 +270,14 @@ impl SteerError {
     pub(crate) fn of(group: &GroupKey) -> impl Fn(BpfError) -> Self + use<> {
         let group = *group;
         move |source| Self::Bpf { group, source }
+    }
+
+    /// Nothing of ours is in force.
+    pub(super) fn not_steered(group: GroupKey) -> Self {
+        let why = "it is not steered, or not by eBPF";
+        let remedy =
+            "run `attach` first (below eBPF, `attach --weight PID=0` takes a worker's CPU away)";
+        Self::NotSteered { group, why, remedy }
     }
 
     /// Why eBPF is not to be had by this process, on this kernel, if that is what it says.
