@@ -69,9 +69,9 @@ pub enum SteerError {
     },
     /// A program of this project's steers the group, and its pins are not here.
     #[error(
-        "{group}: reuseport-steer's own program is attached (BPF program {id}), and its pins are on \
-         another BPF file system (a container's, `ip netns exec`'s) or gone; it is left alone. If no \
-         other reuseport-steer keeps it, add --takeover"
+        "{group}: reuseport-steer's own program is attached (BPF program {id}), without pins here: they \
+         are on another BPF file system (a container's, `ip netns exec`'s) or gone, or the server keeps \
+         it itself; it is left alone. If nobody keeps it, add --takeover"
     )]
     Kin {
         /// The group.

@@ -92,11 +92,11 @@ fn owner_problem(status: &GroupStatus) -> Option<Notice> {
             if status.rung.elsewhere {
                 return Some(Notice::new(
                     format!(
-                        "program {id} steers it, reuseport-steer's own, and its pins are on another BPF \
-                         file system (a container's, `ip netns exec`'s) or gone"
+                        "program {id} steers it, reuseport-steer's own, without pins here: they are on \
+                         another BPF file system (a container's, `ip netns exec`'s) or gone, or the \
+                         server keeps it itself"
                     ),
-                    "leave it to the reuseport-steer that keeps it; where none does any more, `attach \
-                     --takeover` replaces it",
+                    "leave it to whoever keeps it; where nobody does, `attach --takeover` replaces it",
                 ));
             }
             let name = owner::program_name(*id).unwrap_or_default();
