@@ -11,6 +11,8 @@ use reuseport_tests::scene::{PORT, place};
 use reuseport_tests::systemd::{Booted, Files};
 use reuseport_tests::{binary, cpus, eventually};
 
+use crate::readme;
+
 const UNIT: &str =
     concat!(env!("CARGO_MANIFEST_DIR"), "/../deploy/systemd/reuseport-steer@.service");
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -20,14 +22,14 @@ fn steer() -> String {
     format!("reuseport-steer@{PORT}.service")
 }
 
-/// A system with workers, and our unit for their port.
+/// A system with workers, and our unit for their port, set up as the README says.
 fn booted(bpffs: &Bpffs) -> Booted {
     let files = Files::new();
-    files.install(&binary::path(), "usr/bin/reuseport-steer");
+    files.install(&binary::path(), "root/.cargo/bin/reuseport-steer");
     let worker = Path::new(env!("CARGO_BIN_EXE_steer-test-worker"));
     files.install(worker, "usr/bin/steer-test-worker");
     let unit = fs::read_to_string(UNIT).expect("the unit");
-    files.write("etc/systemd/system/reuseport-steer@.service", &unit);
+    files.write("root/sources/deploy/systemd/reuseport-steer@.service", &unit);
     // A busy machine may well keep a worker from accepting, which is not what is tested here.
     let options = "STEER_OPTIONS=--spill off\n";
     files.write(&format!("etc/reuseport-steer/{PORT}.env"), options);
@@ -40,11 +42,15 @@ fn booted(bpffs: &Bpffs) -> Booted {
         files.write(&format!("etc/systemd/system/worker-{index}.service"), &unit);
     }
     let workers: Vec<_> = (0..cpus().len()).map(|it| format!("worker-{it}.service")).collect();
-    let wants = format!("{} {}", workers.join(" "), steer());
+    let wants = workers.join(" ");
     let target = format!("[Unit]\nWants={wants}\nAfter={wants}\nAllowIsolate=yes\n");
     files.write("etc/systemd/system/steer-test.target", &target);
     let booted = files.boot("steer-test.target", bpffs);
     must(booted.command("ip").args(["link", "set", "lo", "up"]));
+    for step in readme::commands().into_iter().filter(|it| readme::sets_up(it)) {
+        let step = format!("cd ~/sources && {}", step.replace("6432", &PORT.to_string()));
+        must(booted.command("sh").env("HOME", "/root").args(["-c", &step]));
+    }
     booted
 }
 

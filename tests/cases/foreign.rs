@@ -11,7 +11,7 @@ fn refused_then_taken_over(scene: &Scene, words: &[&str]) {
     scene.refuses(&scene.cli("attach", &[]), 7, &[&["--takeover", "8080"], words].concat());
     let status = scene.cli("status", &[]).run().ok();
     assert!(status.stdout.contains("not steered by us"), "{status}");
-    let outcome = scene.cli("detach", &["--json"]).run().ok().json();
+    let outcome = scene.cli("detach", &["--json"]).run().fails(7).json();
     assert_eq!(outcome[0]["outcome"], "foreign", "{outcome}");
     assert_eq!(scene.attached(), theirs, "what is theirs was touched");
     scene.cli("attach", &["--takeover"]).run().ok();
@@ -96,7 +96,7 @@ fn a_stranger_that_replaces_ours() {
         let theirs = scene.attached();
         let status = scene.cli("status", &[]).run().ok().stdout;
         assert!(status.contains("NOT IN FORCE") && status.contains("--takeover"), "{status}");
-        let outcome = scene.cli("detach", &["--json"]).run().ok().json();
+        let outcome = scene.cli("detach", &["--json"]).run().fails(7).json();
         assert_eq!(outcome[0]["outcome"], "foreign", "{outcome}");
         assert!(scene.bpffs.pins().is_empty(), "pins of ours are left");
         assert_eq!(scene.attached(), theirs, "what is theirs was touched");

@@ -17,6 +17,7 @@ mod launch;
 mod library;
 mod lifecycle;
 mod metrics;
+mod mounts;
 mod nginx;
 mod pgbouncer;
 mod placement;

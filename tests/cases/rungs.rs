@@ -235,7 +235,7 @@ fn a_worker_of_weight_0_loses_its_cpu() {
     assert_eq!((tally.failed(), tally.by_worker(second).get("1")), (0, None), "{tally}");
     // That is what there is in the place of draining.
     let pid = scene.workers[1].pid().to_string();
-    let words = ["not steered by this version's program", "--weight PID=0"];
+    let words = ["not steered, or not by eBPF", "--weight PID=0"];
     let here = ["--pid", &pid, "--netns", "/proc/self/ns/net"];
     scene.refuses(&scene.cli("drain", &here), 3, &words);
     scene.taker("detach", &[]).run().ok();
@@ -341,7 +341,7 @@ fn classic_bpf_of_others_is_left_alone_and_ours_is_known() {
         let words = ["classic BPF program", "--takeover"];
         scene.refuses(&scene.cli("attach", &["--rung", rung]), 7, &words);
     }
-    assert_eq!(scene.cli("detach", &["--json"]).run().ok().json()[0]["outcome"], "foreign");
+    assert_eq!(scene.cli("detach", &["--json"]).run().fails(7).json()[0]["outcome"], "foreign");
     assert_eq!(scene.attached()["state"], "classic");
     scene.cli("attach", &["--rung", "incoming-cpu", "--takeover"]).run().ok();
     assert_eq!(scene.attached()["state"], "nothing");
@@ -355,7 +355,7 @@ fn classic_bpf_of_others_is_left_alone_and_ours_is_known() {
     // Somebody else's program over it is theirs.
     let _stranger = Stranger::start(&scene.netns, &scene.workers[0], Deed::Program);
     assert_eq!(scene.told()["rung"]["rung"], "classic-bpf", "that user cannot see better");
-    assert_eq!(scene.cli("detach", &["--json"]).run().ok().json()[0]["outcome"], "foreign");
+    assert_eq!(scene.cli("detach", &["--json"]).run().fails(7).json()[0]["outcome"], "foreign");
     assert_eq!(scene.attached()["state"], "program");
     no_cpu(&scene);
 }

@@ -79,6 +79,20 @@ fn a_listener_without_a_seat_is_reported() {
     assert!(!status["problems"].to_string().contains("joined since"), "{status:#}");
 }
 
+/// The kernel tells of TCP groups alone whose program is attached: nothing is wrong with the others.
+#[test]
+fn a_healthy_datagram_group_has_no_problem() {
+    let spec = Spec { udp: true, ..Spec::default() };
+    let scene = crate::scene::Scene::of(&[spec.clone(), spec]);
+    // Programs of the tests beside this one could be its own, for all that can be seen.
+    scene.cli("attach", &["--udp", "--takeover"]).run().ok();
+    let status = scene.cli("status", &["--udp"]).run().ok();
+    assert!(status.stdout.contains("steered: policy cpu"), "{status}");
+    assert!(status.stdout.contains("whether it is still attached cannot be seen"), "{status}");
+    assert!(!status.stdout.contains('!'), "{status}");
+    scene.cli("detach", &["--udp"]).run().ok();
+}
+
 #[test]
 fn a_group_that_is_not_steered_is_shown_as_it_is() {
     let (scene, workers) = Scene::with_workers(&Spec::default());
@@ -91,8 +105,7 @@ fn a_group_that_is_not_steered_is_shown_as_it_is() {
     assert_eq!(slots, vec![&Value::Null; workers.len()]);
 }
 
-/// Somebody attaches a program of his own in the place of ours: it works no more, and `status` says
-/// whose it is.
+/// Somebody attaches a program in the place of ours: it works no more, and `status` says whose it is.
 #[test]
 fn a_foreign_program_in_place_of_ours_is_reported() {
     let (scene, _workers) = Scene::with_workers(&Spec::default());
@@ -102,7 +115,7 @@ fn a_foreign_program_in_place_of_ours_is_reported() {
     let mount = bpffs.path().to_str().expect("a path of ours is text");
     tool("mount", &["-t", "bpf", "bpf", mount]);
     let seen = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-        scene.run("attach", &["--bpffs", mount]).fails(7).says("another program is attached");
+        scene.run("attach", &["--bpffs", mount]).fails(7).says("reuseport-steer's own");
         scene.run("attach", &["--bpffs", mount, "--takeover"]).ok();
         let status = scene.status();
         scene.run("detach", &["--bpffs", mount]).ok();
@@ -115,7 +128,7 @@ fn a_foreign_program_in_place_of_ours_is_reported() {
     assert_ne!(theirs, ours);
     assert_eq!(status["steering"]["in_force"], false, "{status:#}");
     let said = status["problems"].to_string();
-    assert!(said.contains(&format!("another program is attached: {theirs} ")), "{said}");
+    assert!(said.contains(&format!("program {theirs} steers it, reuseport-steer's own")), "{said}");
     // And ours is back with the next attach.
     scene.attach(&[]);
     scene.assert_steered();

@@ -15,6 +15,7 @@ use serde_json::Value;
 
 use crate::scene::{Scene, refused};
 
+mod drops;
 mod fast_open;
 mod shown;
 
@@ -271,24 +272,6 @@ fn the_shortest_interval_ends_too() {
     let scene = Scene::of(&[Spec::default()]);
     let tracer = start(&scene, &["--duration", "300ms", "--interval", "1ms"]);
     assert_eq!(tracer.end().code, Some(0));
-}
-
-/// A queue for two connections, and nobody who accepts.
-#[test]
-fn a_full_queue_drops() {
-    let scene = Scene::of(&[Spec { backlog: 1, ..Spec::default() }]);
-    let tracer = start(&scene, &["--json"]);
-    scene.workers[0].freeze();
-    let target = Target::plain("127.0.0.1:8080").timeout(Duration::from_millis(100));
-    burst(&scene.netns, cpus()[0], &target, 6);
-    scene.workers[0].thaw();
-    wait_for_queue(&scene, 0);
-    sleep(PAUSE);
-    let summary = tracer.stop().json();
-    let listener = &summary["groups"][0]["listeners"][0];
-    assert!(number(&listener["dropped"]) >= 1.0, "{summary:#}");
-    assert_eq!((&listener["backlog"], &listener["deepest_queue"]), (&1.into(), &2.into()));
-    assert_eq!(summary["total"]["accepted"], 2, "{summary:#}");
 }
 
 #[test]

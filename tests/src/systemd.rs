@@ -56,6 +56,7 @@ impl Files {
     /// Copies a program there.
     pub fn install(&self, from: &Path, path: &str) {
         let path = self.root().join(path);
+        fs::create_dir_all(path.parent().expect("a file in a directory")).expect("mkdir");
         fs::copy(from, &path).unwrap_or_else(|error| panic!("{}: {error}", from.display()));
         fs::set_permissions(&path, fs::Permissions::from_mode(0o755)).expect("chmod");
     }

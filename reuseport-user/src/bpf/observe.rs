@@ -98,7 +98,16 @@ impl Observe {
         at(Hook::Function).or_else(|why| {
             // What is wrong with both is told of the one that needs less.
             let observe = at(Hook::Syscalls)?;
-            Ok(Self { why: why.to_string().lines().next().map(str::to_owned), ..observe })
+            let why = match why {
+                // It is permitted, as the other one shows.
+                BpfError::NotPermitted { .. } => {
+                    "the kernel takes no program at its functions, and does at tracepoints: built \
+                     without function tracing, or made to refuse it"
+                        .to_owned()
+                }
+                why => why.to_string().lines().take(1).collect(),
+            };
+            Ok(Self { why: Some(why), ..observe })
         })
     }
 
@@ -289,6 +298,17 @@ mod tests {
     #[test]
     fn the_tracepoint_of_system_calls_sees() {
         sees_what_comes_and_goes(Hook::Syscalls).unwrap();
+    }
+
+    /// Nothing is guessed of privileges that the one that works needs, too.
+    #[test]
+    fn why_it_is_not_the_function_is_no_privilege() {
+        let netns = netns::inode(netns::OWN.as_ref()).unwrap() as u32;
+        let options = Options { netns, port: 1, listeners: 1, cpus: 1, events: false };
+        let observe = Observe::start(&options, &[]).unwrap();
+        assert_eq!(observe.why.is_some(), observe.hook == Hook::Syscalls);
+        let why = observe.why.unwrap_or_default();
+        assert!(!["security module", "CAP_"].iter().any(|it| why.contains(it)), "{why}");
     }
 
     /// Not every kernel lets its functions be hooked.

@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::io::{self, Read as _};
 
+use aya::maps::MapInfo;
 use aya::programs::loaded_programs;
-use reuseport_common::abi::Member;
+use reuseport_common::abi::{self, Member};
 use serde::{Deserialize, Serialize};
 
 use super::BpfError;
@@ -97,6 +98,20 @@ pub fn suspects(ours: &[u32]) -> Result<Vec<Suspect>, BpfError> {
 pub fn program_name(id: u32) -> Option<String> {
     let program = loaded_programs().filter_map(Result::ok).find(|program| program.id() == id)?;
     Some(program.name_as_str()?.to_owned())
+}
+
+/// Whether a loaded program is this project's, of any version and from anywhere, by what it and its maps
+/// are called. That is for telling people: names are no proof. False where it may not be asked
+/// (`CAP_SYS_ADMIN`).
+pub(crate) fn is_kin(id: u32) -> bool {
+    let Some(program) = loaded_programs().filter_map(Result::ok).find(|it| it.id() == id) else {
+        return false;
+    };
+    let named = program.name_as_str().is_some_and(|name| name.starts_with(abi::PROGRAM_SELECT));
+    let maps = program.map_ids().ok().flatten().unwrap_or_default();
+    let maps: Vec<_> = maps.into_iter().filter_map(|id| MapInfo::from_id(id).ok()).collect();
+    let has = |name| maps.iter().any(|map| map.name_as_str() == Some(name));
+    named && [abi::CONFIG, abi::TABLE, abi::SOCKETS].into_iter().all(has)
 }
 
 /// Frees those sockets of a foreign program's maps that have one of `cookies`: only on the user's

@@ -6,13 +6,13 @@ use anyhow::Result;
 
 use super::args::{CommonArgs, TargetArgs};
 use super::output::{BOLD, notices, to_json};
-use crate::steer::{Detached, detach};
+use crate::steer::{DetachReport, Detached, SteerError, detach};
 
 /// Give a port back to the kernel's hash
 ///
 /// Takes our program off and removes its pins, or undoes what `attach --rung` set instead; connections
-/// go on, new ones are picked by hash. Done already is done; what is not ours, a program or a server's
-/// own SO_INCOMING_CPU, is left as it is. Pins of a group that is gone are removed too.
+/// go on, new ones are picked by hash. Done already is done; what is not ours, a program (exit code 7) or
+/// a server's own SO_INCOMING_CPU, is left as it is. Pins of a group that is gone are removed too.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:
@@ -29,7 +29,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
     let reports = detach(&args.target.target(), &args.common.settings())?;
     let mut out = super::stdout();
     if args.common.json {
-        return to_json(&mut out, &reports);
+        to_json(&mut out, &reports)?;
+        return left_attached(&reports);
     }
     let port = args.target.target().port;
     for report in &reports {
@@ -43,5 +44,14 @@ pub(super) fn run(args: &Args) -> Result<()> {
         writeln!(out, "{BOLD}{group}{BOLD:#}  {outcome}")?;
         notices(&mut out, &report.notices)?;
     }
-    Ok(())
+    left_attached(&reports)
+}
+
+/// Who asks for the kernel's hash and does not get it is told by the exit code, too.
+fn left_attached(reports: &[DetachReport]) -> Result<()> {
+    let left = reports.iter().filter(|it| it.outcome == Detached::Foreign);
+    match left.filter_map(|it| it.group).next() {
+        Some(group) => Err(SteerError::LeftAttached { group }.into()),
+        None => Ok(()),
+    }
 }

@@ -183,6 +183,8 @@ fn steer(error: &SteerError) -> u8 {
         | SteerError::NobodyLeft { .. }
         | SteerError::NoRoom { .. } => NOT_STEERABLE,
         SteerError::Foreign { .. }
+        | SteerError::Kin { .. }
+        | SteerError::LeftAttached { .. }
         | SteerError::Suspicious { .. }
         | SteerError::SocketTaken { .. }
         | SteerError::NotToBorrow { .. }

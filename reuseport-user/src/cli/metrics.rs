@@ -5,7 +5,7 @@ use std::io::Write as _;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, bail};
 
 use super::args::{SettingsArgs, WhereArgs};
 use crate::observe::{Snapshot, metrics};
@@ -48,7 +48,11 @@ pub(super) fn run(args: &Args) -> Result<()> {
 /// Puts a new file in the place of `path`, readable for everybody.
 fn replace(path: &Path, text: &str) -> Result<()> {
     let directory = path.parent().filter(|it| !it.as_os_str().is_empty());
-    let mut file = tempfile::NamedTempFile::new_in(directory.unwrap_or_else(|| Path::new(".")))?;
+    let directory = directory.unwrap_or_else(|| Path::new("."));
+    if !directory.is_dir() {
+        bail!("there is no directory {0}: create it, `mkdir -p {0}`", directory.display());
+    }
+    let mut file = tempfile::NamedTempFile::new_in(directory)?;
     file.write_all(text.as_bytes())?;
     // Whatever the umask: node_exporter runs as a user of its own.
     file.as_file().set_permissions(Permissions::from_mode(0o644))?;

@@ -114,6 +114,7 @@ pub(super) fn headline(group: &GroupStatus) -> String {
         return match (&group.attached, group.listeners.len()) {
             _ if lower_rung(&group.rung) && group.rung.ours => "steered by us",
             _ if lower_rung(&group.rung) => "steered by the server",
+            _ if group.rung.elsewhere => "steered by reuseport-steer, without pins here",
             (Attached::Nothing, 0) => "gone: nobody listens",
             (Attached::Nothing, 1) => "not steered: there is one listener",
             (Attached::Nothing, _) => "not steered: the kernel's hash decides",

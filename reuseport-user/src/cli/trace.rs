@@ -39,7 +39,10 @@ Examples:
   reuseport-steer trace --port 6432 --duration 10s --json | jq '.total.wait.p99_us'
   reuseport-steer trace --port 6432 --events | jq -c 'select(.wait_us > 1000)'
 
-Needs CAP_BPF and CAP_PERFMON, and a kernel with BTF.")]
+DROPPED is a dash where the listener defers accepting (TCP_DEFER_ACCEPT, as PgBouncer does): the kernel
+drops the last segment of each of its handshakes and counts that with the rest.
+
+Needs CAP_BPF and CAP_PERFMON, CAP_SYS_PTRACE for other users' servers, and a kernel with BTF.")]
 pub(super) struct Args {
     #[command(flatten)]
     target: TargetArgs,

@@ -115,9 +115,32 @@ pub fn with_listener<R>(
     key: &GroupKey,
     work: impl FnOnce(BorrowedFd<'_>) -> R,
 ) -> Result<R, AcquireError> {
+    with_taken(listener, key, balanced, work)
+}
+
+/// As [`with_listener`], of one that may listen alone, without `SO_REUSEPORT`.
+///
+/// # Minimum kernel version
+///
+/// 5.6.
+pub(crate) fn with_any_listener<R>(
+    listener: &Listener,
+    key: &GroupKey,
+    work: impl FnOnce(BorrowedFd<'_>) -> R,
+) -> Result<R, AcquireError> {
+    with_taken(listener, key, |_| Ok(()), work)
+}
+
+fn with_taken<R>(
+    listener: &Listener,
+    key: &GroupKey,
+    fit: impl Fn(BorrowedFd<'_>) -> Result<(), Failure>,
+    work: impl FnOnce(BorrowedFd<'_>) -> R,
+) -> Result<R, AcquireError> {
     let mut last = None;
     for holder in &listener.holders {
-        match take(*holder, listener.cookie, key) {
+        let taken = take(*holder, listener.cookie, key);
+        match taken.and_then(|taken| fit(taken.as_fd()).map(|()| taken)) {
             Ok(taken) => {
                 let result = work(taken.as_fd());
                 drop(taken);
@@ -179,7 +202,16 @@ fn classify(error: SyscallError) -> Failure {
     }
 }
 
-/// Whether this is the listener with that cookie, and fit for steering. The cookie comes last:
+/// Whether the kernel balances among it and others.
+fn balanced(fd: BorrowedFd<'_>) -> Result<(), Failure> {
+    if sockopt::reuseport(fd).map_err(Failure::Syscall)? {
+        Ok(())
+    } else {
+        Err(Failure::NotReuseport)
+    }
+}
+
+/// Whether this is the listener with that cookie, and listens. The cookie comes last:
 /// asking for it changes a socket that may not be ours to change.
 fn verify(fd: BorrowedFd<'_>, cookie: u64, key: &GroupKey) -> Result<(), Failure> {
     let domain = match sockopt::domain(fd) {
@@ -216,9 +248,6 @@ fn verify(fd: BorrowedFd<'_>, cookie: u64, key: &GroupKey) -> Result<(), Failure
     }
     if sockopt::cookie(fd).map_err(Failure::Syscall)? != cookie {
         return Err(Failure::NotTheOne("it is another socket on the same address"));
-    }
-    if !sockopt::reuseport(fd).map_err(Failure::Syscall)? {
-        return Err(Failure::NotReuseport);
     }
     Ok(())
 }

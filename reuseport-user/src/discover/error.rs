@@ -3,12 +3,12 @@
 use std::fmt;
 use std::io;
 use std::net::{IpAddr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::model::{Netns, Pid, Protocol};
 use crate::sys::SyscallError;
 use crate::sys::netlink::DumpError;
-use crate::sys::netns::NetnsError;
+use crate::sys::netns::{NAMED, NetnsError};
 
 /// A namespace with listeners on the port.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -97,7 +97,7 @@ pub enum DiscoverError {
         reason: String,
     },
     /// The namespace that was asked for cannot be opened.
-    #[error("network namespace {path}: {source}", path = path.display())]
+    #[error("network namespace {path}: {source}{}", how_to_open(path, source), path = path.display())]
     OpenNetns {
         /// Its file.
         path: PathBuf,
@@ -115,7 +115,7 @@ pub enum DiscoverError {
         path: PathBuf,
     },
     /// No such process.
-    #[error("there is no process {0} (--pid takes a process id as this namespace sees it)")]
+    #[error("there is no process {0} (as this process id namespace counts them)")]
     NoProcess(Pid),
     /// The namespace that was asked for cannot be entered.
     #[error(transparent)]
@@ -135,4 +135,20 @@ fn list(addresses: &[SocketAddr]) -> String {
 fn lines(candidates: &[Candidate]) -> String {
     let lines: Vec<String> = candidates.iter().map(|it| format!("\n  {it}")).collect();
     lines.concat()
+}
+
+/// What to do about a namespace file that cannot be opened, where it is known.
+fn how_to_open(path: &Path, error: &io::Error) -> String {
+    let named = Path::new(NAMED).join(path);
+    match error.kind() {
+        io::ErrorKind::NotFound if path.is_relative() && named.exists() => {
+            format!(" (--netns takes a file: {})", named.display())
+        }
+        io::ErrorKind::PermissionDenied if path.starts_with("/proc") => {
+            " (another user's process, or one with more powers: run as root with CAP_SYS_PTRACE, or \
+             name the namespace with --netns)"
+                .to_owned()
+        }
+        _ => String::new(),
+    }
 }

@@ -77,7 +77,8 @@ pub struct Queue {
     /// Most that may wait.
     pub backlog: u32,
     /// Connections and segments for it that were dropped since it is there, mostly because the queue was
-    /// full; wraps.
+    /// full; where it defers accepting (`TCP_DEFER_ACCEPT`) also the last segment of each handshake;
+    /// wraps.
     pub dropped: u32,
 }
 

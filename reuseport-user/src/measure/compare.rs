@@ -18,8 +18,7 @@ pub fn differences(a: &[f64], b: &[f64]) -> Vec<f64> {
 /// Two-sided sign test: the chance of a split around `neutral` at least this uneven when either side
 /// is as likely. What is exactly neutral says nothing and is left out.
 pub fn sign_test(samples: &[f64], neutral: f64) -> f64 {
-    let above = samples.iter().filter(|&&it| it > neutral).count();
-    let below = samples.iter().filter(|&&it| it < neutral).count();
+    let (above, below) = sides(samples, neutral);
     let (pairs, rarer) = (above + below, above.min(below));
     // Binomial terms C(pairs, k) / 2^pairs, each from the one before; in log space so that thousands
     // of pairs do not overflow.
@@ -30,6 +29,12 @@ pub fn sign_test(samples: &[f64], neutral: f64) -> f64 {
         log_term += ((pairs - k) as f64).ln() - ((k + 1) as f64).ln();
     }
     (2.0 * tail).min(1.0)
+}
+
+/// How many samples are above and below `neutral`.
+fn sides(samples: &[f64], neutral: f64) -> (usize, usize) {
+    let count = |is: fn(&f64, &f64) -> bool| samples.iter().filter(|it| is(it, &neutral)).count();
+    (count(f64::gt), count(f64::lt))
 }
 
 /// Which way a figure should go.
@@ -91,6 +96,9 @@ pub struct Comparison {
     pub difference: Estimate,
     /// [`sign_test`] of the pairs.
     pub chance: f64,
+    /// Pairs on the side where most are.
+    #[serde(default)]
+    pub agreeing: usize,
     /// What they say.
     pub verdict: Verdict,
     /// What stood in the way, where the verdict is [`Verdict::Inconclusive`].
@@ -123,13 +131,16 @@ impl Comparison {
         let of_ratios = if positive { ratios(values, baseline) } else { Vec::new() };
         let ratio = Estimate::of(&of_ratios, rng);
         // Where there are ratios, on their logarithms: half and double are then equally far from 1.
-        let (median, ci, margin, chance) = if let Some(it) = &ratio {
-            let margin = MATTERS.ln_1p();
-            (it.median().ln(), it.ci95.map(f64::ln), margin, sign_test(&of_ratios, 1.0))
+        let (median, ci, margin) = if let Some(it) = &ratio {
+            (it.median().ln(), it.ci95.map(f64::ln), MATTERS.ln_1p())
         } else {
             let margin = MATTERS * baseline_spread.median.abs();
-            (difference.median(), difference.ci95, margin, sign_test(&of_differences, 0.0))
+            (difference.median(), difference.ci95, margin)
         };
+        // A ratio is above 1 where the difference is above 0.
+        let chance = sign_test(&of_differences, 0.0);
+        let (above, below) = sides(&of_differences, 0.0);
+        let agreeing = above.max(below);
         let verdict = if chance >= SIGNIFICANCE || ci.contains(0.0) {
             Verdict::CannotTell
         } else if (ci.low > 0.0) == (better == Better::More) {
@@ -138,7 +149,10 @@ impl Comparison {
             Verdict::Hurts
         };
         let more_rounds = match verdict {
-            Verdict::CannotTell => more_rounds(baseline.len(), median, ci, margin),
+            Verdict::CannotTell if ci.contains(0.0) => {
+                more_rounds(baseline.len(), median, ci, margin)
+            }
+            Verdict::CannotTell => more_signs(baseline.len(), agreeing),
             _ => Some(0),
         };
         Ok(Self {
@@ -147,6 +161,7 @@ impl Comparison {
             ratio,
             difference,
             chance,
+            agreeing,
             verdict,
             because: None,
             more_rounds,
@@ -179,7 +194,19 @@ impl Comparison {
                     Some(more) => format!("about {more} more rounds would settle it"),
                     None => "no number of rounds promises to settle it".to_owned(),
                 };
-                format!("cannot be told apart: {}; {outlook}", effect.two_sided())
+                let found = if effect.ci.contains(0.0) {
+                    effect.two_sided()
+                } else {
+                    format!(
+                        "{} in the median, but {} of {} pairs agree on which way, as they do by chance \
+                         in {:.0} % of such runs (sign test)",
+                        effect.one_sided(),
+                        self.agreeing,
+                        self.difference.n,
+                        self.chance * 100.0
+                    )
+                };
+                format!("cannot be told apart: {found}; {outlook}")
             }
             Verdict::Inconclusive => {
                 format!("inconclusive: {}", self.because.as_deref().unwrap_or("no reason is known"))
@@ -236,4 +263,17 @@ fn more_rounds(n: usize, median: f64, ci: Interval, margin: f64) -> Option<u32> 
     let rounds = n as f64 * (POWER * half / room).powi(2);
     let more = (rounds - n as f64).ceil().max(1.0);
     (rounds <= MOST_ROUNDS).then(|| (more as u32).max(fewest as u32))
+}
+
+/// How many it takes until so many pairs on one side are no chance in 4 of 5 such runs, if all goes on
+/// like this: the lead of that side grows with the number of rounds, its spread with the root of that.
+fn more_signs(n: usize, agreeing: usize) -> Option<u32> {
+    /// Normal quantiles of 97.5 and 80 %.
+    const QUANTILES: [f64; 2] = [1.96, 0.84];
+    let lead = 2.0 * agreeing as f64 / n as f64 - 1.0;
+    let spread = (1.0 - lead * lead).sqrt();
+    let rounds = ((QUANTILES[0] + QUANTILES[1] * spread) / lead).powi(2);
+    let more = (rounds - n as f64).ceil().max(1.0);
+    let fewest = FEWEST_PAIRS.saturating_sub(n) as u32;
+    (rounds <= MOST_ROUNDS).then(|| (more as u32).max(fewest))
 }

@@ -223,6 +223,23 @@ fn the_forecast_of_rounds_settles_it() {
     }
 }
 
+/// The interval alone makes no difference, and the words say what stands against it.
+#[test]
+fn what_only_the_signs_leave_open_is_said() {
+    let ratios = [3.2, 2.5, 2.0, 1.8, 1.5, 1.3, 1.2, 0.8];
+    let open = of_ratios(&ratios);
+    assert_eq!((open.verdict, open.agreeing), (Verdict::CannotTell, 7));
+    assert!(open.ratio.as_ref().unwrap().ci95.low > 1.0, "{open:?}");
+    let words = open.in_words();
+    let found =
+        "% more in the median, but 7 of 8 pairs agree on which way, as they do by chance in 7 % of";
+    assert!(words.contains(found), "{words}");
+    let more = open.more_rounds.unwrap() as usize;
+    assert!(words.ends_with(&format!("about {more} more rounds would settle it")), "{words}");
+    let all: Vec<f64> = ratios.iter().copied().cycle().take(ratios.len() + more).collect();
+    assert_eq!(of_ratios(&all).verdict, Verdict::Helps, "after {more} more");
+}
+
 #[test]
 fn every_order_comes_up_and_a_seed_repeats_it() {
     let all = orders(&[0, 1, 2], 200, &mut Rng::with_seed(4));

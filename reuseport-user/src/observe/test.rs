@@ -90,6 +90,7 @@ pub(crate) fn group(listeners: Vec<ListenerStatus>) -> GroupStatus {
         rung: RungStatus {
             rung: Some(Rung::Ebpf),
             ours: true,
+            elsewhere: false,
             why: "it is attached".to_owned(),
             auto: None,
         },

@@ -20,6 +20,7 @@ use crate::discover::{Target, discover};
 use crate::model::{Group, GroupKey, Served};
 use crate::plan::Plan;
 use crate::rungs::{Applied, Choice, Rung};
+use crate::sys::mounts;
 use crate::topology::Topology;
 
 pub use self::ladder::Ladder;
@@ -162,6 +163,23 @@ pub fn attach(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> 
 
 /// Attaches the program.
 fn ebpf(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> {
+    let mut reports = pinned(options)?;
+    if mounts::is_ours_alone(&options.settings.bpffs)
+        && let Some(first) = reports.first_mut()
+    {
+        first.notices.push(Notice::new(
+            format!(
+                "{} is seen in this mount namespace only (`ip netns exec` gives every command its own), \
+                 and the pins go with it",
+                options.settings.bpffs.display()
+            ),
+            "where that is not meant: `detach`, and attach from outside with --netns or --pid",
+        ));
+    }
+    Ok(reports)
+}
+
+fn pinned(options: &AttachOptions) -> Result<Vec<AttachReport>, SteerError> {
     let pins = Pins::at(&options.settings.bpffs)?;
     if options.dry_run {
         let found = find(options)?;

@@ -147,7 +147,7 @@ fn change(
     let pins = Pins::at(&options.settings.bpffs)?;
     if !pins.exist() {
         let first = discover(&options.target)?.remove(0);
-        return Err(SteerError::NotSteered { group: first.key });
+        return Err(SteerError::not_steered(first.key));
     }
     let pins = pins.lock()?;
     let topology = Topology::read()?;

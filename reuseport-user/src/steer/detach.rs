@@ -21,7 +21,8 @@ pub enum Detached {
     Already,
     /// The group is gone; its pins were removed.
     Cleared,
-    /// Somebody else's program is attached, and was left there; pins of ours were removed.
+    /// A program that is not ours, or no longer, is attached and was left there; pins of ours were
+    /// removed.
     Foreign,
 }
 
@@ -164,7 +165,7 @@ pub(super) fn detach_group(
 fn foreign(attached: &Attached) -> Notice {
     Notice::new(
         format!("attached is {}", SteerError::owner(attached)),
-        "detach it with the program that attached it",
+        "detach it with the program that attached it; or `attach --takeover`, then `detach`",
     )
 }
 

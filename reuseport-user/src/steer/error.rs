@@ -1,7 +1,7 @@
 //! Why a group could not be steered, released or looked at.
 
 use crate::bpf::BpfError;
-use crate::bpf::owner::{Attached, Suspect};
+use crate::bpf::owner::{Attached, Suspect, is_kin};
 use crate::bpf::pins::PinsError;
 use crate::discover::DiscoverError;
 use crate::discover::acquire::AcquireError;
@@ -67,6 +67,27 @@ pub enum SteerError {
         /// Why the first of them is not known.
         reason: String,
     },
+    /// A program of this project's steers the group, and its pins are not here.
+    #[error(
+        "{group}: reuseport-steer's own program is attached (BPF program {id}), without pins here: they \
+         are on another BPF file system (a container's, `ip netns exec`'s) or gone, or the server keeps \
+         it itself; it is left alone. If nobody keeps it, add --takeover"
+    )]
+    Kin {
+        /// The group.
+        group: GroupKey,
+        /// The program.
+        id: u32,
+    },
+    /// `detach` took nothing off.
+    #[error(
+        "{group}: still steered, by a program that is not ours to take off; let the program that \
+         attached it do that, or run `attach --takeover`, then `detach`"
+    )]
+    LeftAttached {
+        /// The group.
+        group: GroupKey,
+    },
     /// Somebody else's program steers the group.
     #[error(
         "{group}: another program is attached ({owner}); it is left alone. If it may be replaced, \
@@ -127,13 +148,14 @@ pub enum SteerError {
         group: GroupKey,
     },
     /// There is nothing in force that could be changed.
-    #[error(
-        "{group}: it is not steered by this version's program; run `attach` first (on a rung below \
-         eBPF, `attach --weight PID=0` takes a worker's CPU away)"
-    )]
+    #[error("{group}: {why}, so there is nothing to change: {remedy}")]
     NotSteered {
         /// The group.
         group: GroupKey,
+        /// How it is instead.
+        why: &'static str,
+        /// What to do.
+        remedy: &'static str,
     },
     /// No such worker or slot.
     #[error("{who}; `status` shows who serves which slot")]
@@ -250,6 +272,14 @@ impl SteerError {
         move |source| Self::Bpf { group, source }
     }
 
+    /// Nothing of ours is in force.
+    pub(super) fn not_steered(group: GroupKey) -> Self {
+        let why = "it is not steered, or not by eBPF";
+        let remedy =
+            "run `attach` first (below eBPF, `attach --weight PID=0` takes a worker's CPU away)";
+        Self::NotSteered { group, why, remedy }
+    }
+
     /// Why eBPF is not to be had by this process, on this kernel, if that is what it says.
     pub(crate) fn forbids_ebpf(&self) -> Option<Why> {
         let of_bpf = |error: &BpfError| match error {
@@ -271,7 +301,10 @@ impl SteerError {
 
     /// Somebody else's program.
     pub(crate) fn foreign(group: &GroupKey, attached: &Attached) -> Self {
-        Self::Foreign { group: *group, owner: Self::owner(attached) }
+        match attached {
+            Attached::Program { id } if is_kin(*id) => Self::Kin { group: *group, id: *id },
+            _ => Self::Foreign { group: *group, owner: Self::owner(attached) },
+        }
     }
 
     /// A program by what is known of it.

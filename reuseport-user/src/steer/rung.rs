@@ -5,7 +5,7 @@ use std::os::fd::BorrowedFd;
 
 use serde::{Deserialize, Serialize};
 
-use crate::bpf::owner::Attached;
+use crate::bpf::owner::{self, Attached};
 use crate::bpf::pins::Pins;
 use crate::discover::acquire::with_listener;
 use crate::model::{Cpu, Group, Listener, Protocol};
@@ -125,6 +125,10 @@ pub struct RungStatus {
     pub rung: Option<Rung>,
     /// Whether it is our doing.
     pub ours: bool,
+    /// Whether a program does it that is this project's, but has no pins here: they are on another BPF
+    /// file system, or gone.
+    #[serde(default)]
+    pub elsewhere: bool,
     /// How that is known, and what there is to say about it.
     pub why: String,
     /// What `attach --rung auto` would take if this process ran it now, and why no better one; `None`
@@ -135,9 +139,13 @@ pub struct RungStatus {
 }
 
 impl RungStatus {
+    fn new(rung: Option<Rung>, ours: bool, why: impl Into<String>) -> Self {
+        Self { rung, ours, elsewhere: false, why: why.into(), auto: None }
+    }
+
     /// Of a group that is no more.
     pub(super) fn gone() -> Self {
-        Self { rung: None, ours: false, why: "nobody listens".to_owned(), auto: None }
+        Self::new(None, false, "nobody listens")
     }
 }
 
@@ -149,10 +157,7 @@ pub(super) fn in_force(
     by_our_program: bool,
     traces: &Result<Traces, SteerError>,
 ) -> RungStatus {
-    let is = |rung: Rung, ours: bool, why: String| {
-        let rung = Some(rung);
-        RungStatus { rung, ours, why, auto: None }
-    };
+    let is = |rung: Rung, ours: bool, why: String| RungStatus::new(Some(rung), ours, why);
     match (attached, traces) {
         (Attached::Unknown { why }, _) if by_our_program => is(
             Rung::Ebpf,
@@ -167,11 +172,12 @@ pub(super) fn in_force(
             let rung = if *attached == Attached::Classic { Rung::ClassicBpf } else { Rung::Ebpf };
             let ours = rung == Rung::ClassicBpf && places;
             let whose = if ours { "ours, as its listeners remember" } else { "not ours" };
-            is(rung, ours, format!("attached is {}, {whose}", SteerError::owner(attached)))
+            let why = format!("attached is {}, {whose}", SteerError::owner(attached));
+            let kin = |id| !ours && owner::is_kin(id);
+            let elsewhere = matches!(attached, Attached::Program { id } if kin(*id));
+            RungStatus { elsewhere, ..is(rung, ours, why) }
         }
-        (_, Err(error)) => {
-            RungStatus { rung: None, ours: false, why: error.to_string(), auto: None }
-        }
+        (_, Err(error)) => RungStatus::new(None, false, error.to_string()),
         (attached, Ok(traces)) => without_program(group, attached, traces),
     }
 }
@@ -263,7 +269,7 @@ fn without_program(group: &Group, attached: &Attached, traces: &Traces) -> RungS
         None => format!("no program is attached; {why}"),
         Some(unseen) => format!("{why}; a program would go before, and cannot be seen: {unseen}"),
     };
-    RungStatus { rung, ours, why, auto: None }
+    RungStatus::new(rung, ours, why)
 }
 
 fn count(group: &Group) -> String {

@@ -16,6 +16,7 @@ pub(crate) mod fcntl;
 pub(crate) mod inherited;
 pub(crate) mod mapped;
 pub(crate) mod membarrier;
+pub(crate) mod mounts;
 pub mod netlink;
 pub mod netns;
 pub mod pidfd;

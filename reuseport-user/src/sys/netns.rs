@@ -9,7 +9,7 @@ use std::os::fd::{AsFd as _, AsRawFd as _};
 use std::os::linux::fs::MetadataExt as _;
 use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::FileTypeExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::{SyscallError, check, sockopt};
 
@@ -38,6 +38,16 @@ pub enum NetnsError {
 /// Inode of a namespace file, as `lsns` shows it.
 pub fn inode(path: &Path) -> io::Result<u64> {
     Ok(path.metadata()?.st_ino())
+}
+
+/// Where `ip netns` keeps those that it gave names.
+pub(crate) const NAMED: &str = "/run/netns";
+
+/// The file below [`NAMED`] that is the calling thread's namespace.
+pub(crate) fn own_name() -> Option<PathBuf> {
+    let own = inode(OWN.as_ref()).ok()?;
+    let named = std::fs::read_dir(NAMED).ok()?.flatten().map(|entry| entry.path());
+    named.into_iter().find(|path| inode(path).is_ok_and(|it| it == own))
 }
 
 /// `SO_NETNS_COOKIE` of the calling thread's namespace, or `inode` where the kernel has none.

@@ -76,6 +76,12 @@ pub fn waiting(fd: BorrowedFd<'_>) -> Result<u32, SyscallError> {
     Ok(info[UNACKED])
 }
 
+/// `TCP_DEFER_ACCEPT`: whether connections are put into the accept queue with their first data only.
+pub(crate) fn defers_accept(fd: BorrowedFd<'_>) -> Result<bool, SyscallError> {
+    let call = "getsockopt(TCP_DEFER_ACCEPT)";
+    get::<c_int>(fd, libc::IPPROTO_TCP, libc::TCP_DEFER_ACCEPT, call).map(|value| value != 0)
+}
+
 /// `SO_REUSEPORT`. Accepted connections inherit it: it does not tell a listener.
 pub fn reuseport(fd: BorrowedFd<'_>) -> Result<bool, SyscallError> {
     get::<c_int>(fd, libc::SOL_SOCKET, libc::SO_REUSEPORT, "getsockopt(SO_REUSEPORT)")

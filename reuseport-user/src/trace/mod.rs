@@ -13,9 +13,10 @@ use reuseport_common::observe::Total;
 use crate::bpf::BpfError;
 pub use crate::bpf::observe::Hook;
 use crate::bpf::observe::{Observe, Options, Pairs};
+use crate::discover::acquire::with_any_listener;
 use crate::discover::{DiscoverError, Look, Queue, Target, discover};
-use crate::model::{Cpu, Group, GroupKey, Protocol, Served};
-use crate::sys::{clock, membarrier};
+use crate::model::{Cpu, Group, GroupKey, Listener, Protocol, Served};
+use crate::sys::{clock, membarrier, sockopt};
 use crate::topology::{Topology, TopologyError};
 
 mod connection;
@@ -59,6 +60,10 @@ pub struct Traced {
     pub cookie: u64,
     /// Who accepts from it, as it was first seen.
     pub served: Served,
+    /// Whether it is given connections with their first data only (`TCP_DEFER_ACCEPT`), as it was first
+    /// seen; `None` where it may not be asked. For one that does, the kernel drops the last segment of
+    /// each handshake, waits for the data, and counts that among what it dropped.
+    pub defers: Option<bool>,
     /// What had been dropped when it was first seen.
     dropped: u32,
 }
@@ -115,7 +120,8 @@ impl Trace {
         // Also when others begin to listen on the port elsewhere.
         let (target, keeps) = target.within(netns)?;
         let mut look = Look::open(&target, netns)?;
-        let traced = listeners(&groups, &queues(&mut look, groups.iter().map(|it| it.key))?);
+        let dropped = queues(&mut look, groups.iter().map(|it| it.key))?;
+        let traced = listeners(&groups, &dropped, &BTreeSet::new());
         // Room for as many more, which a rolling restart brings.
         let room = (traced.len() * 2).max(FEWEST);
         let options = Options {
@@ -213,9 +219,10 @@ impl Trace {
         };
         let listener = &self.traced[place];
         let queue = queues.get(&listener.cookie).copied();
-        let dropped = match queue {
-            Some(queue) => queue.dropped.wrapping_sub(listener.dropped).into(),
-            None => self.last.listeners.get(place).map_or(0, |it| it.dropped),
+        let dropped = match (listener.defers, queue) {
+            (None | Some(true), _) => None,
+            (Some(false), Some(queue)) => Some(queue.dropped.wrapping_sub(listener.dropped).into()),
+            (Some(false), None) => self.last.listeners.get(place).map_or(Some(0), |it| it.dropped),
         };
         let by_cpu = self.observe.times(index)?;
         let by_cpu = by_cpu.iter().map(OfCpu::from).zip(0..);
@@ -257,8 +264,7 @@ impl Trace {
     fn welcome(&mut self, there: &BTreeSet<u64>, seated: &BTreeSet<u64>) -> Result<(), TraceError> {
         let groups = discover(&self.target)?;
         let queues = queues(&mut self.look, groups.iter().map(|it| it.key))?;
-        let mut new = listeners(&groups, &queues);
-        new.retain(|it| !seated.contains(&it.cookie));
+        let new = listeners(&groups, &queues, seated);
         if new.len() > self.free.len() {
             self.make_room(there)?;
         }
@@ -296,18 +302,30 @@ impl Trace {
     }
 }
 
-fn listeners(groups: &[Group], queues: &BTreeMap<u64, Queue>) -> Vec<Traced> {
+/// The groups' listeners, but for those that are `seated`.
+fn listeners(
+    groups: &[Group],
+    queues: &BTreeMap<u64, Queue>,
+    seated: &BTreeSet<u64>,
+) -> Vec<Traced> {
     let of = |group: &Group| {
         let key = group.key;
-        let traced = |it: &crate::model::Listener| Traced {
+        let traced = |it: &Listener| Traced {
             group: key,
             cookie: it.cookie,
             served: it.served.clone(),
+            defers: defers(it, &key),
             dropped: queues.get(&it.cookie).map_or(0, |queue| queue.dropped),
         };
-        group.listeners.iter().map(traced).collect::<Vec<_>>()
+        let new = group.listeners.iter().filter(|it| !seated.contains(&it.cookie));
+        new.map(traced).collect::<Vec<_>>()
     };
     groups.iter().flat_map(of).collect()
+}
+
+/// Asks the listener itself: nothing else tells.
+fn defers(listener: &Listener, key: &GroupKey) -> Option<bool> {
+    with_any_listener(listener, key, sockopt::defers_accept).ok()?.ok()
 }
 
 /// Accept queues of the groups' listeners, in a dump for each family.
@@ -346,6 +364,7 @@ mod tests {
             device: 0,
             uid: 0,
         };
-        Traced { group, cookie, served: Served::Unknown("a test".to_owned()), dropped: 0 }
+        let served = Served::Unknown("a test".to_owned());
+        Traced { group, cookie, served, defers: Some(false), dropped: 0 }
     }
 }

@@ -33,8 +33,8 @@ pub struct OfListener {
     pub by_cpu: BTreeMap<Cpu, OfCpu>,
     /// Its accept queue; `None` for one that is gone.
     pub queue: Option<Queue>,
-    /// Connections that were dropped.
-    pub dropped: u64,
+    /// Connections that were dropped; `None` where the kernel's count does not tell.
+    pub dropped: Option<u64>,
 }
 
 /// What was taken down of one listener on one CPU.
@@ -86,7 +86,8 @@ impl Reading {
         let mut new = self.clone();
         new.elapsed = self.elapsed.saturating_sub(earlier.elapsed);
         for (now, before) in new.listeners.iter_mut().zip(&earlier.listeners) {
-            now.dropped = now.dropped.saturating_sub(before.dropped);
+            let dropped = now.dropped.zip(before.dropped);
+            now.dropped = dropped.map(|(now, before)| now.saturating_sub(before)).or(now.dropped);
             for (cpu, now) in &mut now.by_cpu {
                 let Some(before) = before.by_cpu.get(cpu) else { continue };
                 now.waits = now.waits.since(&before.waits);
@@ -119,7 +120,7 @@ mod tests {
                 BTreeMap::from([(3, OfCpu { unseen: count, longest: 7, ..OfCpu::default() })]);
             Reading {
                 elapsed: Duration::from_secs(seconds),
-                listeners: vec![OfListener { by_cpu, queue: None, dropped: count * 2 }],
+                listeners: vec![OfListener { by_cpu, queue: None, dropped: Some(count * 2) }],
                 pairs: BTreeMap::from([((0, 0, 1), count)]),
                 queued: count,
                 lost: Lost { events: count, missed: count, ..Lost::default() },
@@ -127,12 +128,12 @@ mod tests {
             }
         };
         let mut later = reading(5, 3);
-        later.listeners.push(OfListener { dropped: 1, ..OfListener::default() });
+        later.listeners.push(OfListener { dropped: Some(1), ..OfListener::default() });
         later.pairs.insert((1, 0, 0), 4);
         let new = later.since(&reading(2, 1));
         assert_eq!(new.elapsed, Duration::from_secs(2));
-        assert_eq!((new.listeners[0].dropped, new.listeners[0].by_cpu[&3].unseen), (6, 3));
-        assert_eq!((new.listeners[0].by_cpu[&3].longest, new.listeners[1].dropped), (7, 1));
+        assert_eq!((new.listeners[0].dropped, new.listeners[0].by_cpu[&3].unseen), (Some(6), 3));
+        assert_eq!((new.listeners[0].by_cpu[&3].longest, new.listeners[1].dropped), (7, Some(1)));
         assert_eq!((new.pairs[&(0, 0, 1)], new.pairs[&(1, 0, 0)]), (3, 4));
         assert_eq!((new.queued, new.lost.events, new.lost.missed), (3, 3, 3));
         assert_eq!(new.no_room, 1);

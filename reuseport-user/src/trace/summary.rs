@@ -63,8 +63,12 @@ pub struct ListenerSummary {
     pub backlog: u32,
     /// Most that waited when one was accepted, itself included, since the trace began.
     pub deepest_queue: u32,
-    /// Connections and segments for it that the kernel dropped, mostly because its queue was full.
-    pub dropped: u64,
+    /// Whether it is given connections with their first data only (`TCP_DEFER_ACCEPT`); `None` where it
+    /// may not be asked.
+    pub defers: Option<bool>,
+    /// Connections and segments for it that the kernel dropped, mostly because its queue was full;
+    /// `None` where they cannot be told from what deferring drops.
+    pub dropped: Option<u64>,
 }
 
 /// What is measured of connections.
@@ -254,6 +258,7 @@ fn summary(listener: &Traced, of: &OfListener, own: &Sum, pairs: Vec<Pair>) -> L
         queue: of.queue.map_or(0, |it| it.queued),
         backlog: of.queue.map_or(0, |it| it.backlog),
         deepest_queue: own.deepest,
+        defers: listener.defers,
         dropped: of.dropped,
     }
 }

@@ -71,7 +71,7 @@ fn without_pins_it_keeps_the_program_to_itself() {
     assert_local(&scene.netns);
     let status = scene.status();
     assert_eq!(status["steering"], serde_json::Value::Null, "{status:#}");
-    scene.run("attach", &[]).fails(7).says("another program is attached");
+    scene.run("attach", &[]).fails(7).says("reuseport-steer's own program is attached");
     assert_local(&scene.netns);
     server.stop();
 }

@@ -6,16 +6,14 @@ use std::path::{Path, PathBuf};
 use super::{LOCK_PATIENCE, child};
 use crate::bpf::BpfError;
 use crate::model::{GroupKey, Pid};
+use crate::sys::{mounts, netns};
 
 /// Why pins cannot be made or read.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum PinsError {
     /// Not a bpffs.
-    #[error(
-        "{path} is not a mounted BPF file system: run `mount -t bpf bpf {path}` (in a container: \
-         mount the host's, or your own), or name another with --bpffs"
-    )]
+    #[error("{path} is not a mounted BPF file system: {}", where_to_have_one(path))]
     NotBpffs {
         /// What was looked at.
         path: PathBuf,
@@ -94,12 +92,30 @@ impl PinsError {
     }
 }
 
+/// What to do where there is no bpffs.
+fn where_to_have_one(path: &Path) -> String {
+    if mounts::outside().is_none() {
+        return format!(
+            "run `mount -t bpf bpf {}` (in a container: mount the host's, or your own), or name \
+             another with --bpffs",
+            path.display()
+        );
+    }
+    let netns = netns::own_name().unwrap_or_else(|| "FILE".into());
+    format!(
+        "this process has mounts of its own, as `ip netns exec` gives every command, and pins on one \
+         that is mounted here go with them; run the command outside, with `--netns {}` (in a \
+         container: mount the host's)",
+        netns.display()
+    )
+}
+
 pub(super) fn io_error(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> PinsError {
     move |source| {
         let hint = match source.raw_os_error() {
             Some(libc::EROFS) => " (mounted read-only: `mount -o remount,rw` it)",
             Some(libc::EACCES | libc::EPERM) => {
-                " (run as root, or give the directory to this user)"
+                " (run as root, or with a BPF file system of this user's: --bpffs)"
             }
             _ => "",
         };

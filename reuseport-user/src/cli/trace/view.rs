@@ -12,7 +12,35 @@ const DISTANCES: [&str; 5] = ["SAME CPU", "CORE", "LLC", "NODE", "FARTHER"];
 /// What was counted, and what to know about it.
 pub(super) fn text(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
     table(out, summary)?;
+    for note in notes(summary) {
+        writeln!(out, "  note: {note}")?;
+    }
     notices(out, &remarks(summary))
+}
+
+/// Why a column is empty.
+fn notes(summary: &Summary) -> Vec<String> {
+    let listeners = summary.groups.iter().flat_map(|it| &it.listeners);
+    let defers: Vec<_> = listeners.map(|it| it.defers).collect();
+    let reasons = [
+        (
+            Some(true),
+            "they defer accepting until the first data (TCP_DEFER_ACCEPT), for which the kernel drops \
+             the last segment of each handshake and counts it like any other",
+        ),
+        (
+            None,
+            "they could not be asked whether they defer accepting (TCP_DEFER_ACCEPT), which the kernel \
+             counts as drops; it takes what attaching takes",
+        ),
+    ];
+    let of = |(kind, why): (Option<bool>, &str)| {
+        let count = defers.iter().filter(|&&it| it == kind).count();
+        let s = if count == 1 { "" } else { "s" };
+        (count > 0)
+            .then(|| format!("what was dropped of {count} listener{s} cannot be told: {why}"))
+    };
+    reasons.into_iter().filter_map(of).collect()
 }
 
 /// What was counted.
@@ -34,7 +62,8 @@ pub(super) fn table(out: &mut impl Write, summary: &Summary) -> io::Result<()> {
             line.extend(measures(&it.measures, &distances));
             let queue = format!("{} of {}", it.queue, it.backlog);
             line.push(if it.listens { queue } else { "gone".to_owned() });
-            line.extend([it.deepest_queue.to_string(), count(it.dropped)]);
+            let dropped = it.dropped.map_or_else(|| "-".to_owned(), count);
+            line.extend([it.deepest_queue.to_string(), dropped]);
             line
         });
         columns(out, &heads, lines.collect())?;

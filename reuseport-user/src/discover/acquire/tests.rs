@@ -37,7 +37,8 @@ fn every_descriptor_is_closed_on_every_path() {
             .count()
     };
     for cookie in [0, sockopt::cookie(listener.as_fd()).unwrap()] {
-        assert!(take(holder, cookie, &key).is_err());
+        let taken = take(holder, cookie, &key).and_then(|it| balanced(it.as_fd()));
+        assert!(taken.is_err());
         assert_eq!(copies(), 1);
     }
 }
@@ -48,7 +49,7 @@ fn key(address: std::net::SocketAddr) -> GroupKey {
 
 /// What is wrong with a descriptor, in one word.
 fn verdict(fd: BorrowedFd<'_>, cookie: u64, key: &GroupKey) -> &'static str {
-    match verify(fd, cookie, key) {
+    match verify(fd, cookie, key).and_then(|()| balanced(fd)) {
         Ok(()) => "fine",
         Err(Failure::NotTheOne(difference)) => difference,
         Err(Failure::NotReuseport) => "not reuseport",

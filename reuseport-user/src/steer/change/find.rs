@@ -68,16 +68,19 @@ pub(super) fn find(
                 pinned,
                 notices,
             }),
-            // By another version's program, perhaps.
-            None if in_force => others.push(SteerError::NotSteered { group: group.key }),
+            None if in_force => others.push(SteerError::NotSteered {
+                group: group.key,
+                why: "another version's program steers it",
+                remedy: "run `attach` again, which replaces it",
+            }),
             None => others.push(match attached {
                 Attached::Classic if Traces::read(&group)?.has_places() => {
-                    SteerError::NotSteered { group: group.key }
+                    SteerError::not_steered(group.key)
                 }
                 Attached::Program { .. } | Attached::Classic => {
                     SteerError::foreign(&group.key, &attached)
                 }
-                _ => SteerError::NotSteered { group: group.key },
+                _ => SteerError::not_steered(group.key),
             }),
         }
     }

@@ -89,6 +89,16 @@ fn owner_problem(status: &GroupStatus) -> Option<Notice> {
             AGAIN,
         )),
         (Attached::Program { id }, _) if !ours.is_some_and(|ours| ours.in_force) => {
+            if status.rung.elsewhere {
+                return Some(Notice::new(
+                    format!(
+                        "program {id} steers it, reuseport-steer's own, without pins here: they are on \
+                         another BPF file system (a container's, `ip netns exec`'s) or gone, or the \
+                         server keeps it itself"
+                    ),
+                    "leave it to whoever keeps it; where nobody does, `attach --takeover` replaces it",
+                ));
+            }
             let name = owner::program_name(*id).unwrap_or_default();
             Some(Notice::new(
                 format!("another program is attached: {id} `{name}`"),
@@ -99,10 +109,7 @@ fn owner_problem(status: &GroupStatus) -> Option<Notice> {
             "a classic BPF program is attached",
             "the server itself attached it, most likely; `attach --takeover` replaces it",
         )),
-        (Attached::Unknown { why }, _) => Some(Notice::new(
-            format!("it cannot be seen which program is attached: {why}"),
-            "steering does not need it; ownership is then told by the pins alone",
-        )),
+        // Nothing is wrong then; how the rung is known says it.
         _ => None,
     }
 }

@@ -24,7 +24,7 @@ fn adds_up_by_listener_group_and_cpu() {
     let of = |by_cpu: &[(Cpu, OfCpu)]| OfListener {
         by_cpu: by_cpu.iter().cloned().collect(),
         queue: None,
-        dropped: 1,
+        dropped: Some(1),
     };
     let reading = Reading {
         elapsed: Duration::from_secs(2),
@@ -50,7 +50,7 @@ fn adds_up_by_listener_group_and_cpu() {
     assert_eq!((first.total.accepted, second.total.accepted), (3, 1));
     assert_eq!(first.listeners[0].measures.locality.counts(), [1, 1, 1, 0, 0]);
     assert_eq!(first.listeners[0].pairs.len(), 3);
-    assert_eq!((first.listeners[0].deepest_queue, first.listeners[0].dropped), (2, 1));
+    assert_eq!((first.listeners[0].deepest_queue, first.listeners[0].dropped), (2, Some(1)));
     let wait = second.total.wait.unwrap();
     assert_eq!([wait.p50_us, wait.max_us].map(|it| it as u64), [300_000; 2]);
     assert_eq!(summary.total.handshake, None);
