@@ -49,8 +49,8 @@ pub(super) fn run(args: &Args) -> Result<()> {
 
 /// Who asks for the kernel's hash and does not get it is told by the exit code, too.
 fn left_attached(reports: &[DetachReport]) -> Result<()> {
-    let left = reports.iter().filter(|it| it.outcome == Detached::Foreign);
-    match left.filter_map(|it| it.group).next() {
+    let mut left = reports.iter().filter(|it| it.outcome == Detached::Foreign);
+    match left.find_map(|it| it.group) {
         Some(group) => Err(SteerError::LeftAttached { group }.into()),
         None => Ok(()),
     }
