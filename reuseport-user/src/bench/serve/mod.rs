@@ -12,6 +12,7 @@ use std::os::unix::net::UnixStream;
 use super::protocol::{Command, Reply};
 use crate::group::GroupError;
 use crate::rungs::Why;
+use crate::steer::SteerError;
 use crate::sys::SyscallError;
 
 mod listen;
@@ -62,12 +63,12 @@ fn during(operation: &'static str) -> impl FnOnce(io::Error) -> ServeError {
 impl ServeError {
     /// Whether this machine, or this process on it, lacks what the mechanism takes.
     fn is_unavailable(&self) -> bool {
-        match self {
-            Self::Group(GroupError::Rung { why, .. }) => {
-                matches!(why, Why::NotPermitted(_) | Why::Unsupported(_) | Why::Unfit(_))
-            }
-            _ => false,
-        }
+        let why = match self {
+            Self::Group(GroupError::Rung { why, .. }) => why.clone(),
+            Self::Group(GroupError::Steer(SteerError::Bpf { source, .. })) => Why::from(source),
+            _ => return false,
+        };
+        matches!(why, Why::NotPermitted(_) | Why::Unsupported(_) | Why::Unfit(_))
     }
 }
 
