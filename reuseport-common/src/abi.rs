@@ -52,6 +52,7 @@ pub const NO_CPU: u32 = u32::MAX;
 
 /// What a row of the table means.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[non_exhaustive]
 #[repr(u32)]
 pub enum Policy {
     /// The CPU that runs the protocol softirq (after RPS/RFS).
@@ -76,6 +77,16 @@ impl Policy {
             3 => Some(Self::Random),
             4 => Some(Self::RoundRobin),
             _ => None,
+        }
+    }
+
+    /// Its name on the command line and in JSON.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Cpu => "cpu",
+            Self::Hash => "hash",
+            Self::Random => "random",
+            Self::RoundRobin => "round-robin",
         }
     }
 }

@@ -57,7 +57,9 @@ impl<'a> Launch<'a> {
     pub fn spawn(self) -> Launcher<'a> {
         let bpffs = Bpffs::new();
         let mark = format!("{}.{}", std::process::id(), LAUNCHERS.fetch_add(1, Relaxed));
-        let mut words = self.through;
+        // Whoever runs the tests may ignore SIGHUP, as `nohup` does; that is inherited, and respected.
+        let mut words = ["env", "--default-signal=HUP"].map(OsString::from).to_vec();
+        words.extend(self.through);
         words.extend([binary::path().into_os_string(), "run".into(), "--bpffs".into()]);
         words.push(bpffs.path().into());
         words.extend(self.args);

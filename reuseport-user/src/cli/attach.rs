@@ -7,7 +7,7 @@ use reuseport_common::abi::Policy;
 
 use super::args::{CommonArgs, OfWorker, OverrideArgs, Percent, PolicyArg, RungArg, TargetArgs};
 use super::output::{BOLD, notices, table, to_json};
-use crate::plan::{Plan, SeatPlan, policy_str};
+use crate::plan::{Plan, SeatPlan};
 use crate::rungs::{PassedOver, Rung};
 use crate::steer::{AttachOptions, AttachReport, attach};
 
@@ -86,7 +86,7 @@ pub(super) fn run(args: &Args) -> Result<()> {
 }
 
 fn headline(report: &AttachReport) -> String {
-    let policy = policy_str(report.plan.policy);
+    let policy = report.plan.policy.name();
     let rung = report.rung.rung;
     match (report.attached, report.applied, rung) {
         (Some(attached), _, _) => format!(

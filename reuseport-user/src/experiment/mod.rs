@@ -275,7 +275,7 @@ pub fn name(mode: Mode) -> &'static str {
         Mode::IncomingCpu => "incoming-cpu",
         // Not to be mistaken for the kernel's.
         Mode::Ebpf(Policy::Hash) => "ebpf-hash",
-        Mode::Ebpf(policy) => crate::plan::policy_str(policy),
+        Mode::Ebpf(policy) => policy.name(),
     }
 }
 

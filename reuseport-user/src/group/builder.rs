@@ -145,6 +145,11 @@ impl GroupBuilder {
     /// `SO_REUSEPORT`, this one joins them; older ones of the same program get no new connections
     /// from then on and can end in peace, all others share.
     ///
+    /// # Errors
+    ///
+    /// [`GroupError`]: no address, no CPU that was asked for, an address that somebody else has, or a
+    /// rung that was demanded and cannot be had.
+    ///
     /// # Minimum kernel version
     ///
     /// 3.9 for `SO_REUSEPORT`, 5.10 as tested; what steers, and from when on, is [`Rung`]'s matter.

@@ -182,6 +182,14 @@ impl Group {
     /// Takes over from older processes of this program, if they serve still: new connections come
     /// here, and theirs is the second choice. It is done already, unless the builder was told
     /// [`GroupBuilder::standby`].
+    ///
+    /// # Errors
+    ///
+    /// [`GroupError`] where the table cannot be changed: the older ones serve on. It can be tried again.
+    ///
+    /// # Minimum kernel version
+    ///
+    /// As the rung's. Below eBPF nobody is taken over from, and all share.
     pub fn take_over(&mut self) -> Result<(), GroupError> {
         self.change(Steered::take_over)
     }
@@ -193,7 +201,8 @@ impl Group {
     }
 
     /// Whether a newer process has taken over on every address: new connections go there, and this
-    /// process can end as soon as it has no more work.
+    /// process can end as soon as it has no more work. Never so below the eBPF rung, nor where the
+    /// kernel cannot be asked.
     pub fn is_superseded(&self) -> bool {
         let settings = self.builder.settings();
         self.steered.iter().all(|it| it.is_superseded(&settings))
@@ -201,6 +210,15 @@ impl Group {
 
     /// Sends new connections to others on the same addresses, if anybody else serves there; says
     /// whether. What is queued here already is still to be accepted: see [`Group::is_drained`].
+    ///
+    /// # Errors
+    ///
+    /// [`GroupError`] where it cannot be seen who else is there, or the table not be changed: then new
+    /// connections come here as before.
+    ///
+    /// # Minimum kernel version
+    ///
+    /// As the rung's; below eBPF it does nothing and says no.
     pub fn steer_away(&mut self) -> Result<bool, GroupError> {
         let mut away = false;
         self.change(|steered, plans| {
@@ -212,6 +230,10 @@ impl Group {
 
     /// Whether no connection waits to be accepted here, and, after [`Group::steer_away`], no handshake
     /// is left that was under way then: the listeners can be closed.
+    ///
+    /// # Errors
+    ///
+    /// [`GroupError`] where the accept queues cannot be read.
     pub fn is_drained(&mut self) -> Result<bool, GroupError> {
         for steered in &mut self.steered {
             if !steered.is_drained()? {
@@ -224,6 +246,14 @@ impl Group {
     /// Lets the process that `command` starts take over from this one where there are no pins to find
     /// it by; does nothing where there are. A process with several groups calls it for each. Start it
     /// while the result lives.
+    ///
+    /// # Errors
+    ///
+    /// [`GroupError`] where a descriptor cannot be duplicated: there are no more, mostly.
+    ///
+    /// # Minimum kernel version
+    ///
+    /// As the eBPF rung's; below it there is nothing to pass.
     pub fn pass_to(&self, command: &mut Command) -> Result<Passed, GroupError> {
         let held = self.steered.iter().filter_map(|it| it.held.as_ref()?.descriptors.as_ref());
         handover::pass(held, command)

@@ -16,7 +16,6 @@ use crate::bpf::pins::Descriptors;
 use crate::discover::acquire::with_listener;
 use crate::discover::{Look, NetnsChoice, Target};
 use crate::model::{Cpu, Listener};
-use crate::plan::policy_str;
 use crate::rungs::{self, Choice, PassedOver, Rung, Why};
 use crate::steer::attach::AttachOptions;
 use crate::steer::attach::own::{self, Held};
@@ -167,7 +166,7 @@ impl Plans<'_> {
             return Ok(());
         }
         if self.builder.policy != Policy::Cpu {
-            let policy = policy_str(self.builder.policy);
+            let policy = self.builder.policy.name();
             return Err(unfit(format!("it steers by CPU, and policy {policy} was asked for")));
         }
         if let Some(above) = passed_over.iter().find(|it| matches!(it.why, Why::Unfit(_))) {

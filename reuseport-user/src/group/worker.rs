@@ -82,6 +82,10 @@ impl Worker {
     }
 
     /// Pins the calling thread to the worker's CPU.
+    ///
+    /// # Errors
+    ///
+    /// [`PinError`] where the thread may not run there (any more): its cpuset, or the CPU is offline.
     pub fn pin(&self) -> Result<(), PinError> {
         if core_affinity::set_for_current(CoreId { id: self.cpu as usize }) {
             return Ok(());
@@ -92,11 +96,19 @@ impl Worker {
     /// Takes the next TCP listener: one per address, in the order in which the builder was told them.
     ///
     /// It blocks on `accept`, unless it was inherited and does not.
+    ///
+    /// # Errors
+    ///
+    /// [`TakeError::NoneLeft`] where each was taken, or there is none of that kind.
     pub fn listener(&mut self) -> Result<TcpListener, TakeError> {
         Ok(self.take(Protocol::Tcp)?.0.into())
     }
 
     /// As [`Worker::listener`], for UDP.
+    ///
+    /// # Errors
+    ///
+    /// [`TakeError::NoneLeft`] where each was taken, or there is none of that kind.
     pub fn udp_socket(&mut self) -> Result<UdpSocket, TakeError> {
         Ok(self.take(Protocol::Udp)?.0.into())
     }
@@ -115,6 +127,10 @@ impl Worker {
 
     /// As [`Worker::listener`], registered with the runtime of the calling thread, whose I/O must be
     /// enabled.
+    ///
+    /// # Errors
+    ///
+    /// [`TakeError::NoneLeft`]; [`TakeError::Register`] outside of a runtime, with nothing taken.
     #[cfg(feature = "tokio")]
     pub fn tokio_listener(&mut self) -> Result<tokio::net::TcpListener, TakeError> {
         Ok(self.tokio_listener_and_last()?.0)
@@ -132,6 +148,10 @@ impl Worker {
     }
 
     /// As [`Worker::udp_socket`], registered as by [`Worker::tokio_listener`].
+    ///
+    /// # Errors
+    ///
+    /// As [`Worker::tokio_listener`]'s.
     #[cfg(feature = "tokio")]
     pub fn tokio_udp_socket(&mut self) -> Result<tokio::net::UdpSocket, TakeError> {
         in_runtime()?;
@@ -141,7 +161,7 @@ impl Worker {
     }
 
     /// Begins to publish this worker's load: see [`LoadGuard`]. One per worker at a time: of two,
-    /// the last one to write would be believed.
+    /// the last one to write would be believed. Where nobody reads it, it publishes nowhere.
     pub fn load_guard(&self) -> LoadGuard {
         LoadGuard::new(self.seats.iter().filter_map(|seat| seat.load.clone()), self.limit)
     }

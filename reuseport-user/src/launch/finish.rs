@@ -7,7 +7,6 @@ use std::time::{Duration, Instant};
 
 use crate::discover::family;
 use crate::model::Pid;
-use crate::plan::policy_str;
 use crate::rungs::PassedOver;
 use crate::steer::{AttachReport, detach};
 use crate::sys::{clock, spawn};
@@ -118,7 +117,7 @@ pub(super) fn tell_manager(note: Note, logs: &Logs) {
 pub(super) fn tell_steering(reports: &[AttachReport], first: bool, logs: &Logs) {
     for report in reports {
         let workers = report.group.listeners.len();
-        let (key, policy) = (report.group.key, policy_str(report.plan.policy));
+        let (key, policy) = (report.group.key, report.plan.policy.name());
         let rung = report.rung.rung;
         logs.say(format!("steering {key}: {workers} listeners, policy {policy}, rung {rung}"));
         if first {

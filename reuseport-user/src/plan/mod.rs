@@ -268,9 +268,7 @@ pub fn plan(topology: &Topology, request: &Request) -> Result<Plan, PlanError> {
     let parts: Vec<&Seat> = parts.iter().collect();
     let mut plan = match request.policy {
         Policy::Cpu => cpu::plan(topology, &parts, &request.hot),
-        Policy::Hash | Policy::Random | Policy::RoundRobin => {
-            spread::plan(topology, request.policy, &parts)
-        }
+        policy => spread::plan(topology, policy, &parts),
     }?;
     for (plan, asked) in plan.seats.iter_mut().zip(seats) {
         (plan.weight, plan.role) = (asked.weight, asked.role);
@@ -325,19 +323,9 @@ impl SeatPlan {
     }
 }
 
-/// The policy's name on the command line and in JSON.
-pub fn policy_str(policy: Policy) -> &'static str {
-    match policy {
-        Policy::Cpu => "cpu",
-        Policy::Hash => "hash",
-        Policy::Random => "random",
-        Policy::RoundRobin => "round-robin",
-    }
-}
-
 #[expect(clippy::trivially_copy_pass_by_ref, reason = "serde's signature")]
 fn policy_name<S: Serializer>(policy: &Policy, serializer: S) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(policy_str(*policy))
+    serializer.serialize_str(policy.name())
 }
 
 /// A role's name.

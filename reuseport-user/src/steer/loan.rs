@@ -14,7 +14,7 @@ use crate::discover::acquire::with_listener;
 use crate::discover::overrides::Overrides;
 use crate::discover::{DiscoverError, Target, discover};
 use crate::model::{Cpu, Group, GroupKey, Listener, Served};
-use crate::plan::{NORMAL_WEIGHT, policy_str};
+use crate::plan::NORMAL_WEIGHT;
 use crate::rungs::{self, Rung, RungError, Trace};
 
 use super::attach::{AttachOptions, AttachReport, Ladder, attach};
@@ -287,7 +287,7 @@ impl Before {
                     );
                 }
                 let known = status.steering.as_ref().and_then(|steering| steering.policy);
-                let policy = Policy::ALL.into_iter().find(|&it| Some(policy_str(it)) == known);
+                let policy = Policy::ALL.into_iter().find(|&it| Some(it.name()) == known);
                 policy.map_or_else(
                     || refuse("its pins are another version's; `attach` again first"),
                     |policy| Ok(Self::Ebpf(policy)),

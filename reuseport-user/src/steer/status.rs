@@ -13,7 +13,7 @@ use crate::bpf::owner::Attached;
 use crate::bpf::pins::{Pinned, Pins};
 use crate::discover::{DiscoverError, Target, discover};
 use crate::model::{Cpu, Group, GroupKey, Listener, Pid};
-use crate::plan::{policy_str, role_name, role_of_name};
+use crate::plan::{role_name, role_of_name};
 use crate::topology::Topology;
 use crate::trace::{self, Locality, Running};
 
@@ -53,7 +53,7 @@ pub struct GroupStatus {
     pub problems: Vec<Notice>,
 }
 
-/// As [`policy_str`] gives it.
+/// As [`Policy::name`] gives it.
 pub type PolicyName = &'static str;
 
 /// What the pins of a group hold.
@@ -131,7 +131,7 @@ pub struct Traced {
 /// A policy by its name; `None` for a name that this version does not know.
 fn known_policy<'de, D: Deserializer<'de>>(from: D) -> Result<Option<PolicyName>, D::Error> {
     let name = Option::<String>::deserialize(from)?;
-    Ok(Policy::ALL.map(policy_str).into_iter().find(|&known| name.as_deref() == Some(known)))
+    Ok(Policy::ALL.map(Policy::name).into_iter().find(|&known| name.as_deref() == Some(known)))
 }
 
 /// Looks at the groups of `target`, or at every group that has pins.
@@ -312,12 +312,12 @@ fn read(
         in_force,
         generation: config.generation,
         attached_at: config.attached_at,
-        policy: policy.map(policy_str),
+        policy: policy.map(Policy::name),
         migrates: config.flags & abi::FLAG_MIGRATES != 0,
         logs: config.flags & abi::FLAG_LOGS != 0,
         slots: config.slots,
         rows: compress(view, rows),
-        counters: counters::count(policy.map(policy_str), counts, listeners),
+        counters: counters::count(policy.map(Policy::name), counts, listeners),
     })
 }
 

@@ -105,6 +105,11 @@ impl Server {
     /// The connections in service are published as the worker's load (see
     /// [`LoadGuard`](super::LoadGuard)). A service that keeps connections open should look at
     /// [`Core::stop`]. A panic of a service ends its connection alone.
+    ///
+    /// # Errors
+    ///
+    /// [`ServeError`]: called within a runtime, no worker left, or a thread that could not start. All
+    /// threads have ended then.
     pub fn serve<M, S, F>(self, make: M) -> Result<Report, ServeError>
     where
         M: Fn(Core) -> S + Sync,

@@ -6,7 +6,6 @@ use reuseport_common::abi::Role;
 
 use super::Mode;
 use crate::bpf::owner::Attached;
-use crate::plan::policy_str;
 use crate::rungs::Rung;
 use crate::steer::status::{Counters, GroupStatus, ListenerStatus};
 
@@ -51,9 +50,7 @@ impl Look {
             Mode::Hash => self.rung == Some(Rung::Hash),
             Mode::IncomingCpu => self.rung == Some(Rung::IncomingCpu),
             Mode::Ebpf(policy) => {
-                self.rung == Some(Rung::Ebpf)
-                    && self.ours
-                    && self.policy == Some(policy_str(policy))
+                self.rung == Some(Rung::Ebpf) && self.ours && self.policy == Some(policy.name())
             }
         };
         is_mode && self.attached == before.attached
