@@ -112,7 +112,7 @@ fn a_bpffs_that_is_not_ours() {
     let scene = foreign_users();
     let cli = scene.cli("attach", &[]).uid(NOBODY).capabilities(&["bpf", "sys_ptrace", "perfmon"]);
     let base = scene.bpffs.base().display().to_string();
-    scene.refuses(&cli, 5, &[&base, "Permission denied", "give"]);
+    scene.refuses(&cli, 5, &[&base, "Permission denied", "--bpffs"]);
     scene.hashed();
 }
 

@@ -355,7 +355,7 @@ impl Keeper {
                     lines.push((Topic::Problem, what.clone()));
                 }
                 // Anything else leaves what is in force as it is.
-                if matches!(error, SteerError::Foreign { .. }) {
+                if error.is_foreign() {
                     entry.unsteered(Phase::Unsteered, None);
                 }
                 entry.problem = Some(what);

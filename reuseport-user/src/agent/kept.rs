@@ -213,7 +213,8 @@ impl Kept {
         let mut options = facts.options.clone();
         options.roles.extend(self.generations.waiting().map(|cookie| (cookie, Role::Standby)));
         let result = attach_found(&options, facts.topology, group);
-        self.foreign = matches!(result, Err(SteerError::Foreign { .. })).then(|| attached.clone());
+        let foreign = result.as_ref().is_err_and(SteerError::is_foreign);
+        self.foreign = foreign.then(|| attached.clone());
         result?;
         self.pinned = Pins::at(&facts.options.settings.bpffs)?.open(&key)?;
         Ok(())

@@ -361,6 +361,7 @@ fn may_pass(error: &SteerError) -> bool {
         SteerError::GroupOfOne { .. }
         | SteerError::UnknownWorkers { .. }
         | SteerError::Foreign { .. }
+        | SteerError::Kin { .. }
         | SteerError::Vanished { .. } => true,
         _ => false,
     }

@@ -26,7 +26,9 @@ impl Refusal {
         match self {
             Self::Why(why) => why,
             Self::Steer(SteerError::Bpf { source, .. }) => Why::from(&source),
-            Self::Steer(error @ (SteerError::Foreign { .. } | SteerError::Suspicious { .. })) => {
+            Self::Steer(error)
+                if error.is_foreign() || matches!(error, SteerError::Suspicious { .. }) =>
+            {
                 Why::Unfit(error.to_string())
             }
             Self::Steer(error) => Why::Untried(error.to_string()),

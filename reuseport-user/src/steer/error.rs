@@ -299,6 +299,11 @@ impl SteerError {
         }
     }
 
+    /// Whether a program that is not ours to replace is attached.
+    pub(crate) fn is_foreign(&self) -> bool {
+        matches!(self, Self::Foreign { .. } | Self::Kin { .. })
+    }
+
     /// Somebody else's program.
     pub(crate) fn foreign(group: &GroupKey, attached: &Attached) -> Self {
         match attached {

@@ -320,10 +320,8 @@ impl Before {
 
 /// Whether it may be otherwise soon.
 fn is_passing(error: &SteerError) -> bool {
-    !matches!(
-        error,
-        SteerError::Foreign { .. } | SteerError::Suspicious { .. } | SteerError::NotToBorrow { .. }
-    )
+    let lasts = matches!(error, SteerError::Suspicious { .. } | SteerError::NotToBorrow { .. });
+    !(lasts || error.is_foreign())
 }
 
 impl Found {
