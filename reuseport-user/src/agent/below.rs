@@ -1,8 +1,8 @@
 //! A target on a rung below eBPF: its part of a tick.
 //!
 //! Nothing is pinned there. The listeners remember what was set on them, from which the next agent
-//! tells who stands by for a newer generation ([`left_without`]). It sets the listeners anew when one came or went, or its
-//! worker moved or stopped serving it.
+//! tells who stands by for a newer generation ([`left_without`]). It sets the listeners anew when
+//! one came or went, or its worker moved or stopped serving it.
 
 use std::collections::btree_map::Entry;
 use std::collections::{BTreeMap, BTreeSet, HashSet};

@@ -20,8 +20,8 @@ use crate::steer::loan::{Loan, Mode};
 /// whether they differ, or how many more rounds would show it. It changes how the port is steered
 /// while clients use it: no connection is lost by that. At the end, also on Ctrl-C and whatever
 /// fails, the port is steered as it was found (policy and weights; counters begin again). Only
-/// SIGKILL leaves it as it is then. An agent that keeps the port must be stopped first. Who else changes how it is steered
-/// meanwhile (`attach`, `drain`, `run` when a copy ends) ends the experiment.
+/// SIGKILL leaves it as it is then. An agent that keeps the port must be stopped first. Who else
+/// changes how it is steered meanwhile (`attach`, `drain`, `run` when a copy ends) ends the experiment.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Metrics: [NAME>=|NAME<=] and REGEX, json:POINTER or kernel:POINTER

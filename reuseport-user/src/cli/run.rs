@@ -19,8 +19,9 @@ use crate::launch::{self, LaunchOptions, Place, Seat, Template, Workers, guard};
 /// takes a listener that is opened for it: --listen). Once all listen, they are steered. A copy that
 /// dies is started again; SIGHUP replaces one copy after the other without losing a connection;
 /// SIGTERM, SIGINT and SIGQUIT end all of them; SIGUSR1 and SIGUSR2 are passed on. Copies never outlive
-/// this command. Signals go to the program itself: let a script `exec` its server. Arguments may hold %i (the worker's number from 0), %c (its CPU) and %% (a percent
-/// sign); WORKER_INDEX and WORKER_CPU are in the environment.
+/// this command. Signals go to the program itself: let a script `exec` its server. Arguments may hold
+/// %i (the worker's number from 0), %c (its CPU) and %% (a percent sign); WORKER_INDEX and WORKER_CPU
+/// are in the environment.
 #[derive(Debug, clap::Args)]
 #[command(after_long_help = "\
 Examples:

@@ -127,16 +127,21 @@ fn groups_on_one_port_are_told_apart() {
     agent.stop();
 }
 
+/// A server on another port of the scene's namespace.
+fn others(scene: &Scene) -> Vec<Worker> {
+    let start = |(cpu, index)| {
+        let spec = Spec { index, cpus: vec![cpu], port: 8081, ..Spec::default() };
+        Worker::start(&scene.netns, &spec)
+    };
+    two().into_iter().zip(0..).map(start).collect()
+}
+
 /// What is served of metrics is what is kept now.
 #[test]
 fn a_reload_changes_what_is_told() {
     require::cpus(2);
     let scene = Scene::new();
-    let start = |(cpu, index)| {
-        let spec = Spec { index, cpus: vec![cpu], port: 8081, ..Spec::default() };
-        Worker::start(&scene.netns, &spec)
-    };
-    let _others: Vec<Worker> = two().into_iter().zip(0..).map(start).collect();
+    let _others = others(&scene);
     let directory = tempfile::tempdir().expect("a directory");
     let socket = directory.path().join("metrics");
     let file = File::new(GOOD);
@@ -165,11 +170,7 @@ fn a_reload_changes_what_is_told() {
 fn what_was_attached_before_a_failure_is_given_back() {
     require::cpus(2);
     let scene = Scene::new();
-    let start = |(cpu, index)| {
-        let spec = Spec { index, cpus: vec![cpu], port: 8081, ..Spec::default() };
-        Worker::start(&scene.netns, &spec)
-    };
-    let _others: Vec<Worker> = two().into_iter().zip(0..).map(start).collect();
+    let _others = others(&scene);
     let owner = Agent::start(&scene.netns, &scene.bpffs, 8081, &[]);
     let second = GOOD.replace("8080", "8081");
     let file = File::new(&format!("detach-on-exit = true\n{GOOD}{second}"));
